@@ -1,0 +1,19 @@
+/* The levels of vector_ops, one file each; vector_ops_get picks among them. */
+#ifndef PENSTOCK_KERNELS_VECTOR_OPS_LEVELS_H
+#define PENSTOCK_KERNELS_VECTOR_OPS_LEVELS_H
+
+#include "kernels/vector_ops.h"
+
+/* The table a level's file makes of its functions, which have the same names in each. */
+#define VECTOR_OPS_TABLE(LEVEL)                                                                              \
+    {                                                                                                        \
+        .level = (LEVEL), .rms_norm = rms_norm, .swiglu = swiglu, .softmax = softmax, .add = add,            \
+        .scale = scale, .axpy = axpy, .dot = dot, .rope = rope, .f32_to_f16 = f32_to_f16,                    \
+        .f16_to_f32 = f16_to_f32,                                                                            \
+    }
+
+extern const struct vector_ops vector_ops_scalar;
+extern const struct vector_ops vector_ops_avx2;
+extern const struct vector_ops vector_ops_avx512;
+
+#endif

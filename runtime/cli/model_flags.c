@@ -1,0 +1,255 @@
+#include "runtime/cli/model_flags.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "runtime/cli/cli.h"
+#include "runtime/clock.h"
+#include "runtime/size_text.h"
+
+static const char *policy_name_at(uint32_t index) { return ps_cache_policy_at(index, NULL); }
+
+static const struct flag_word auto_size[] = {{"auto", 0}, {0}};
+static const struct flag_word io_words[] = {{"auto", PS_IO_AUTO}, {"uring", PS_IO_URING}, {"threads", PS_IO_THREADS}, {0}};
+static const struct flag_word kv_words[] = {{"f32", PS_KV_F32}, {"f16", PS_KV_F16}, {0}};
+static const struct flag_word activation_words[] = {
+    {"auto", PS_ACTIVATIONS_AUTO}, {"f32", PS_ACTIVATIONS_F32}, {0}};
+
+static const char *cpu_name_at(uint32_t index)
+{
+    static const char *const names[] = {"scalar", "avx2", "avx512"};
+    return index < sizeof(names) / sizeof(names[0]) ? names[index] : NULL;
+}
+
+#define OPTION(field) offsetof(struct model_options, field)
+
+const struct flag MODEL_FLAGS[] = {
+    {"model", 'm', FLAG_STRING, OPTION(path), "FILE", .help = "the model, a GGUF file (any part of a split one)", .required = true},
+    {"ram", 0, FLAG_SIZE, OPTION(params.ram), "SIZE", .help = "ceiling on all memory of the process", .words = auto_size},
+    {"threads", 0, FLAG_U32, OPTION(params.threads), .help = "compute threads; 0: one per physical core", .max = 256, .min = 0},
+    {"ctx", 0, FLAG_U32, OPTION(params.ctx), "TOKENS", .help = "context length; 0: what this command needs"},
+    {"chunk", 0, FLAG_U32, OPTION(params.chunk), "TOKENS", .help = "most tokens per forward pass; 0: choose"},
+    {"kv", 0, FLAG_CHOICE, OPTION(params.kv), "TYPE", .help = "element type of the KV cache:", .words = kv_words},
+    {"activations", 0, FLAG_CHOICE, OPTION(params.activations), "HOW",
+     .help = "auto: rounded as llama.cpp does; f32: exact, slow:", .words = activation_words},
+    {"io", 0, FLAG_CHOICE, OPTION(params.io), "BACKEND", .help = "how experts are read:", .words = io_words},
+    {"direct", 0, FLAG_ON_OFF, OPTION(params.direct), .help = "O_DIRECT where the filesystem allows it"},
+    {"queue-depth", 0, FLAG_U32, OPTION(params.queue_depth), "N", .help = "reads in flight; 0: choose", .max = 4096, .min = 0},
+    {"io-limit", 0, FLAG_SIZE, OPTION(params.io_limit), "RATE", .help = "bytes per second at most; 0: none"},
+    {"cache-policy", 0, FLAG_NAME, OPTION(params.cache_policy), "NAME", .help = "which expert leaves the cache:",
+     .name_at = policy_name_at},
+    {"cpu", 0, FLAG_NAME, OPTION(params.cpu), "LEVEL", .help = "instruction set; the best there is, or one of:",
+     .name_at = cpu_name_at},
+    {0},
+};
+
+void model_options_default(struct model_options *options)
+{
+    *options = (struct model_options){0};
+    ps_model_params_default(&options->params);
+    options->params.cache_policy = ps_cache_policy_at(0, NULL);
+}
+
+static void print_plan(const struct ps_plan *p, const struct ps_model_info *info)
+{
+    char text[8][SIZE_TEXT_SIZE];
+    fprintf(stderr,
+            "memory %s: process %s, trunk %s (%u of %u layers stay), KV %s (%u tokens), activations %s (chunk %u), I/O %s, "
+            "cache %s (%u of %u experts)",
+            size_format(p->budget, text[0]), size_format(p->process, text[1]), size_format(p->trunk, text[2]),
+            p->trunk_layers_resident, info->n_layers, size_format(p->kv, text[3]), p->ctx,
+            size_format(p->activations, text[4]), p->chunk, size_format(p->io, text[5]), size_format(p->cache, text[6]),
+            p->slots, p->n_shards);
+    if (p->n_shards > 0 && p->slots < p->n_shards)
+        fprintf(stderr, "; %.2f token cycles%s", p->cycles,
+                p->cycles < 1.0 ? ": most experts are read again for every token" : "");
+    fputc('\n', stderr);
+}
+
+static void show_progress(void *ctx, uint64_t done, uint64_t total)
+{
+    char text[2][SIZE_TEXT_SIZE];
+    (void)ctx;
+    fprintf(stderr, "\rreading the trunk: %s of %s%s", size_format(done, text[0]), size_format(total, text[1]),
+            done == total ? "\r\033[K" : "");
+}
+
+bool loaded_model_start(struct loaded_model *m, struct ps_model *model, const struct model_options *options,
+                        int *exit_code)
+{
+    struct ps_error err;
+    struct ps_plan plan;
+    struct ps_model_params params = options->params;
+    m->model = model;
+    if (ps_model_plan(model, &params, &plan, &err) != PS_OK) {
+        *exit_code = cli_status(&err);
+        return false;
+    }
+    print_plan(&plan, ps_model_info(model));
+    params.ram = plan.budget; /* `auto` resolved once */
+    if (isatty(STDERR_FILENO))
+        params.progress = show_progress;
+    cli_catch_interrupt();
+    if (ps_model_load(model, &params, &err) != PS_OK || ps_session_new(&m->session, model, &err) != PS_OK) {
+        *exit_code = cli_status(&err);
+        return false;
+    }
+    ps_session_cancel_on(m->session, cli_interrupt_flag());
+    return true;
+}
+
+void loaded_model_close(struct loaded_model *m)
+{
+    ps_session_free(m->session);
+    ps_model_free(m->model);
+}
+
+static double per_second(uint64_t n, double seconds) { return n > 0 && seconds > 0.0 ? (double)n / seconds : 0.0; }
+
+void print_summary(const struct loaded_model *m, const struct run_times *times)
+{
+    struct ps_stats stats;
+    char text[2][SIZE_TEXT_SIZE];
+    ps_session_stats(m->session, &stats);
+    uint64_t asked = stats.expert_hits + stats.expert_misses;
+    fprintf(stderr,
+            "prompt %" PRIu64 " tokens, %.2f tok/s; generated %" PRIu64 ", %.2f tok/s; first token %.2f s; experts %.1f%% hit, %s "
+            "read, stalled %.2f s; peak memory %s\n",
+            times->prompt_tokens, per_second(times->prompt_tokens, times->prefill_s), times->generated_tokens,
+            per_second(times->decode_steps, times->decode_s), times->ttft_s,
+            asked > 0 ? 100.0 * (double)stats.expert_hits / (double)asked : 100.0, size_format(stats.bytes_demand, text[0]),
+            stats.stall_s, size_format(stats.peak_rss_bytes, text[1]));
+}
+
+/* JSON by hand: the object is flat and its values are numbers and our own words. */
+static bool print_stats(FILE *out, const struct loaded_model *m, const struct run_times *t)
+{
+    struct ps_stats s;
+    const struct ps_plan *plan = ps_model_loaded_plan(m->model);
+    const struct ps_model_info *info = ps_model_info(m->model);
+    ps_session_stats(m->session, &s);
+    const struct {
+        const char *key;
+        uint64_t value;
+    } counts[] = {
+        {"prompt_tokens", t->prompt_tokens},
+        {"generated_tokens", t->generated_tokens},
+        {"expert_hits", s.expert_hits},
+        {"expert_misses", s.expert_misses},
+        {"bytes_demand", s.bytes_demand},
+        {"bytes_speculative", s.bytes_speculative},
+        {"bytes_wasted", s.bytes_wasted},
+        {"peak_rss_bytes", s.peak_rss_bytes},
+        {"budget_bytes", plan->budget},
+        {"process_bytes", plan->process},
+        {"trunk_bytes", plan->trunk},
+        {"kv_bytes", plan->kv},
+        {"activation_bytes", plan->activations},
+        {"io_bytes", plan->io},
+        {"cache_bytes", plan->cache},
+        {"slots", plan->slots},
+        {"shards", plan->n_shards},
+        {"token_cycle_bytes", info->token_cycle_bytes},
+        {"ctx", plan->ctx},
+        {"chunk", plan->chunk},
+        {"threads", s.threads},
+        {"trunk_layers_resident", plan->trunk_layers_resident},
+    };
+    const struct {
+        const char *key;
+        double value;
+    } figures[] = {
+        {"prefill_tok_s", per_second(t->prompt_tokens, t->prefill_s)},
+        {"decode_tok_s", per_second(t->decode_steps, t->decode_s)},
+        {"prefill_s", t->prefill_s},
+        {"decode_s", t->decode_s},
+        {"ttft_s", t->ttft_s},
+        {"stall_s", s.stall_s},
+        {"compute_s", s.compute_s},
+        {"cache_cycles", plan->cycles},
+    };
+    fputs("{", out);
+    for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++)
+        fprintf(out, "\"%s\": %" PRIu64 ", ", counts[i].key, counts[i].value);
+    for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++)
+        fprintf(out, "\"%s\": %.6g, ", figures[i].key, figures[i].value);
+    fprintf(out, "\"io_backend\": \"%s\", \"direct\": %s, \"cpu\": \"%s\"}\n", s.io_backend, s.direct ? "true" : "false",
+            s.cpu);
+    return fflush(out) == 0 && !ferror(out);
+}
+
+int write_stats(const struct loaded_model *m, const struct run_times *times, const char *path)
+{
+    if (strcmp(path, "-") == 0)
+        return print_stats(stdout, m, times) ? CLI_OK : CLI_FAILED; /* cli_finish reports stdout's failure */
+    FILE *file = fopen(path, "we");
+    if (!file)
+        return cli_error(CLI_FAILED, "--stats: %s: %s", path, strerror(errno));
+    bool ok = print_stats(file, m, times);
+    ok = fclose(file) == 0 && ok;
+    return ok ? CLI_OK : cli_error(CLI_FAILED, "--stats: %s: cannot write: %s", path, strerror(errno));
+}
+
+bool parse_token_list(const char *text, const char *what, int32_t **tokens, size_t *n)
+{
+    size_t capacity = strlen(text) / 2 + 1;
+    *n = 0;
+    *tokens = malloc(capacity * sizeof(**tokens));
+    if (!*tokens) {
+        cli_error(CLI_FAILED, "%s: out of memory", what);
+        return false;
+    }
+    const char *at = text;
+    while (*(at += strspn(at, ", \t\r\n"))) {
+        char *end;
+        errno = 0;
+        long value = strtol(at, &end, 10);
+        if (end == at || errno || value < 0 || value > INT32_MAX || (*end && !strchr(", \t\r\n", *end))) {
+            cli_error(CLI_USAGE, "%s: \"%.*s\" is not a token id: use numbers with commas between", what,
+                      (int)strcspn(at, ", \t\r\n"), at);
+            free(*tokens);
+            *tokens = NULL;
+            return false;
+        }
+        (*tokens)[(*n)++] = (int32_t)value;
+        at = end;
+    }
+    return true;
+}
+
+char *read_text_file(const char *path, size_t *length)
+{
+    enum { STEP = 1 << 16 };
+    FILE *file = strcmp(path, "-") == 0 ? stdin : fopen(path, "re");
+    char *text = NULL;
+    size_t used = 0;
+    bool ok = file != NULL;
+    while (ok) {
+        char *grown = realloc(text, used + STEP + 1);
+        if (!grown) {
+            ok = false;
+            break;
+        }
+        text = grown;
+        size_t n = fread(text + used, 1, STEP, file);
+        used += n;
+        if (n < STEP) {
+            ok = !ferror(file);
+            break;
+        }
+    }
+    int error = errno;
+    if (file && file != stdin)
+        fclose(file);
+    if (!ok) {
+        cli_error(CLI_FAILED, "%s: cannot read: %s", path, strerror(error));
+        free(text);
+        return NULL;
+    }
+    text[used] = 0;
+    *length = used;
+    return text;
+}

@@ -1,0 +1,69 @@
+/* State of a forward pass, shared by the block files (forward.c, ffn.c, moe.c). */
+#ifndef PENSTOCK_RUNTIME_FORWARD_INTERNAL_H
+#define PENSTOCK_RUNTIME_FORWARD_INTERNAL_H
+
+#include <signal.h>
+
+#include "runtime/forward.h"
+#include "runtime/kv_cache.h"
+#include "runtime/model.h"
+#include "runtime/scratch.h"
+
+struct forward {
+    struct ps_model *model;
+    struct scratch s;
+    struct kv_cache *kv;
+    uint32_t n_tokens;
+    uint32_t position; /* of the chunk's first token */
+    uint64_t token_clock; /* tokens since load, for the cache policy */
+    ps_router_fn *on_router;
+    void *router_ctx;
+    uint32_t moe_layer; /* MoE layers passed in this chunk */
+};
+
+/* Computes the residual stream and hidden[] of n tokens that continue the sequence; the KV cache grows by n when all
+ * layers are done. cancel is polled between layers. n <= the chunk that scratch was laid out for. */
+enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t n, const volatile sig_atomic_t *cancel,
+                             struct ps_error *err);
+/* Rows [first, first + n) of hidden[] through the output head. */
+void forward_logits(struct forward *f, uint32_t first, uint32_t n, float *out);
+
+/* ---- for the block files ---- */
+
+struct acts acts_of(struct forward *f, const float *x, size_t stride, uint32_t n_tokens, uint64_t n_cols);
+/* The rows in the form that w takes, rounded on first use; *stride in bytes. */
+const void *acts_for(struct forward *f, struct acts *acts, const struct weight *w, size_t *stride);
+
+struct matmul_job {
+    const struct weight *w;
+    const void *acts;
+    size_t act_stride; /* bytes */
+    uint32_t n_tokens;
+    float *out;
+    size_t out_stride; /* floats */
+};
+enum { MAX_JOBS = 16 };
+/* All jobs in one parallel region. n <= MAX_JOBS. */
+void run_matmuls(struct forward *f, const struct matmul_job *jobs, uint32_t n);
+
+/* out = down(silu(gate(x)) * up(x)) for some tokens and one expert, shared expert or dense FFN. */
+struct ffn_job {
+    struct weight gate, up, down;
+    const void *gate_acts, *up_acts;
+    size_t gate_stride, up_stride; /* bytes */
+    uint32_t n_tokens;
+    uint8_t *hidden; /* n_tokens rows, ffn_hidden_stride() apart */
+    float *out;      /* [n_tokens][n_embd] */
+};
+size_t ffn_hidden_stride(const struct forward *f, const struct weight *down);
+/* All jobs together, in two parallel regions. n <= MAX_JOBS. */
+void run_ffns(struct forward *f, const struct ffn_job *jobs, uint32_t n);
+/* Dense or shared FFN over the whole chunk's acts, into out. */
+void run_chunk_ffn(struct forward *f, struct acts *acts, const struct weight *gate, const struct weight *up,
+                   const struct weight *down, float *out);
+
+/* fn for every token of the chunk, in parallel. */
+void for_each_token(struct forward *f, void (*fn)(struct forward *f, uint32_t token, void *arg), void *arg);
+void norm_chunk(struct forward *f, const struct weight *norm, const float *x, float *out);
+
+#endif

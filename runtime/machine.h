@@ -1,0 +1,13 @@
+/* What this machine and this process can have: memory limits, resident size, cores. Linux interfaces only. */
+#ifndef PENSTOCK_RUNTIME_MACHINE_H
+#define PENSTOCK_RUNTIME_MACHINE_H
+
+#include <stdint.h>
+
+uint64_t machine_rss_bytes(void);      /* resident now; 0 when /proc is not there */
+uint64_t machine_peak_rss_bytes(void); /* since the process started */
+/* Memory this process may still take, by MemAvailable and the limits of its cgroups (v1 and v2); bytes. */
+uint64_t machine_memory_available(void);
+unsigned machine_physical_cores(void); /* among the CPUs this process may run on, at least 1 */
+
+#endif

@@ -1,0 +1,167 @@
+/* Opening and loading a model. open() reads only the header; load() divides the budget and reads the trunk. */
+#include "runtime/model.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/kv_cache.h"
+#include "runtime/plan.h"
+#include "runtime/trunk.h"
+
+void ps_model_params_default(struct ps_model_params *params)
+{
+    *params = (struct ps_model_params){.direct = true};
+}
+
+const char *ps_cache_policy_at(uint32_t index, const char **summary)
+{
+    const struct cache_policy *policy = cache_policy_at(index);
+    if (policy && summary)
+        *summary = policy->summary;
+    return policy ? policy->name : NULL;
+}
+
+const char *ps_arch_at(uint32_t index) { return arch_at(index) ? arch_at(index)->name : NULL; }
+
+static enum ps_status find_arch(struct ps_model *model, struct ps_error *err)
+{
+    struct gguf_string name;
+    if (!gguf_get_string(model->gguf, "general.architecture", &name))
+        return ps_error_set(err, PS_ERR_FORMAT, "general.architecture: metadata key is missing");
+    model->arch = arch_find(name);
+    if (model->arch)
+        return PS_OK;
+    char supported[256] = "";
+    size_t used = 0;
+    for (uint32_t i = 0; arch_at(i) && used < sizeof(supported); i++)
+        used += (size_t)snprintf(supported + used, sizeof(supported) - used, "%s%s", i ? ", " : "", arch_at(i)->name);
+    return ps_error_set(err, PS_ERR_UNSUPPORTED, "general.architecture: '%.*s' is not supported; supported are %s",
+                        (int)(name.length < 64 ? name.length : 64), name.data, supported);
+}
+
+/* Prefixes the message with the file, which the parts below do not know. */
+static enum ps_status name_file(enum ps_status status, const char *path, struct ps_error *err)
+{
+    if (status == PS_OK || !err)
+        return status;
+    char message[PS_ERROR_MESSAGE_SIZE];
+    memcpy(message, err->message, sizeof(message));
+    return ps_error_set(err, status, "%s: %s", path, message);
+}
+
+static enum ps_status read_header(struct ps_model *model, struct ps_error *err)
+{
+    enum ps_status status;
+    if ((status = find_arch(model, err)) != PS_OK ||
+        (status = hparams_read(&model->hp, model->gguf, model->arch->name, model->arch->known_keys, err)) != PS_OK ||
+        (status = shard_map_new(&model->shards, model->gguf, model->hp.n_layers, err)) != PS_OK ||
+        (status = model_bind_tensors(model, err)) != PS_OK)
+        return status;
+    if (model->arch->check && (status = model->arch->check(&model->hp, model->gguf, err)) != PS_OK)
+        return status;
+    return vocab_new(&model->vocab, model->gguf, err);
+}
+
+enum ps_status ps_model_open(struct ps_model **out, const char *path, struct ps_error *err)
+{
+    *out = NULL;
+    struct ps_model *model = calloc(1, sizeof(*model));
+    if (!model)
+        return ps_error_set(err, PS_ERR_NOMEM, "%s: out of memory", path);
+    enum ps_status status = gguf_open(&model->gguf, path, err);
+    if (status == PS_OK) {
+        status = name_file(read_header(model, err), path, err);
+        if (status == PS_OK)
+            model_fill_info(model);
+    }
+    if (status != PS_OK) {
+        ps_model_free(model);
+        return status;
+    }
+    *out = model;
+    return PS_OK;
+}
+
+void ps_model_free(struct ps_model *model)
+{
+    if (!model)
+        return;
+    trunk_free(model->trunk);
+    expert_cache_free(model->cache);
+    io_reader_free(model->reader);
+    thread_pool_free(model->pool);
+    vocab_free(model->vocab);
+    model_unbind_tensors(model);
+    shard_map_free(model->shards);
+    gguf_free(model->gguf);
+    free(model->name);
+    free(model);
+}
+
+const struct ps_model_info *ps_model_info(const struct ps_model *model) { return &model->info; }
+
+const struct ps_plan *ps_model_loaded_plan(const struct ps_model *model)
+{
+    return model->loaded ? &model->plan : NULL;
+}
+
+enum ps_status ps_model_plan(struct ps_model *model, const struct ps_model_params *params, struct ps_plan *plan,
+                             struct ps_error *err)
+{
+    struct ps_model_params resolved;
+    *plan = (struct ps_plan){0};
+    enum ps_status status = plan_resolve_params(model, params, &resolved, err);
+    return status == PS_OK ? plan_divide(model, &resolved, plan, err) : status;
+}
+
+static enum ps_status open_reader(struct ps_model *model, struct ps_error *err)
+{
+    static const enum io_backend backends[] = {
+        [PS_IO_AUTO] = IO_BACKEND_AUTO, [PS_IO_URING] = IO_BACKEND_URING, [PS_IO_THREADS] = IO_BACKEND_THREADS};
+    uint32_t n = gguf_n_files(model->gguf);
+    const char **paths = calloc(n, sizeof(*paths));
+    if (!paths)
+        return ps_error_set(err, PS_ERR_NOMEM, "reader: out of memory");
+    for (uint32_t i = 0; i < n; i++)
+        paths[i] = gguf_file_path(model->gguf, i);
+    struct io_reader_config config = {.backend = backends[model->params.io],
+                                      .direct = model->params.direct,
+                                      .queue_depth = model->params.queue_depth,
+                                      .limit_rate = model->params.io_limit};
+    enum ps_status status = io_reader_new(&model->reader, paths, n, &config, err);
+    free(paths);
+    return status;
+}
+
+static enum ps_status choose_kernels(struct ps_model *model, struct ps_error *err)
+{
+    enum cpu_level level = CPU_SCALAR;
+    cpu_level_parse(model->params.cpu, &level);
+    model->matmul = matmul_kernels_get(level);
+    model->ops = vector_ops_get(level);
+    model->attention = attention_kernels_get(level);
+    int failed = thread_pool_new(&model->pool, model->params.threads);
+    if (failed < 0)
+        return ps_error_set(err, PS_ERR_NOMEM, "threads: cannot start %u: %s", model->params.threads, strerror(-failed));
+    return PS_OK;
+}
+
+enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_params *params, struct ps_error *err)
+{
+    if (model->loaded || model->pool)
+        return ps_error_set(err, PS_ERR_ARGUMENT, "model: is already loaded");
+    enum ps_status status;
+    if ((status = plan_resolve_params(model, params, &model->params, err)) != PS_OK ||
+        (status = plan_divide(model, &model->params, &model->plan, err)) != PS_OK ||
+        (status = choose_kernels(model, err)) != PS_OK || (status = open_reader(model, err)) != PS_OK ||
+        (status = trunk_new(&model->trunk, model, model->plan.trunk_layers_resident, err)) != PS_OK)
+        return status;
+    const struct cache_policy *policy = cache_policy_find(model->params.cache_policy);
+    status = expert_cache_new(&model->cache, model->shards, model->reader, policy, PLAN_MIN_SLOTS, model->plan.cache, err);
+    if (status != PS_OK)
+        return status;
+    io_reader_get_stats(model->reader, &model->loaded_io);
+    model->loaded = true;
+    return PS_OK;
+}

@@ -1,0 +1,77 @@
+/* Model internals shared by the runtime's files: what was read from the header, and what load() built on it. */
+#ifndef PENSTOCK_RUNTIME_MODEL_H
+#define PENSTOCK_RUNTIME_MODEL_H
+
+#include "kernels/attention.h"
+#include "kernels/matmul.h"
+#include "kernels/thread_pool.h"
+#include "kernels/vector_ops.h"
+#include "runtime/arch.h"
+#include "runtime/hparams.h"
+#include "runtime/penstock.h"
+#include "runtime/vocab.h"
+#include "storage/expert_cache.h"
+#include "storage/gguf.h"
+#include "storage/io_reader.h"
+#include "storage/shard_map.h"
+
+/* Some trunk tensors of one group (the globals, or a layer) and where they lie in its buffer. */
+struct tensor_group {
+    struct tensor_layout layout;
+    uint32_t n;
+    uint32_t id[LT_COUNT > (int)GT_COUNT ? LT_COUNT : (int)GT_COUNT]; /* enum of layout.offset[i] */
+};
+
+struct layer {
+    bool moe;
+    struct weight w[LT_COUNT]; /* format NULL: absent; data bound while the layer is in memory */
+    struct tensor_group group;
+};
+
+struct trunk;
+struct ps_session;
+
+struct ps_model {
+    struct gguf *gguf;
+    const struct arch *arch;
+    struct hparams hp;
+    struct shard_map *shards;
+    struct vocab *vocab;
+    struct weight global[GT_COUNT];
+    struct tensor_group global_group;
+    struct layer *layers;    /* [hp.n_layers] */
+    uint32_t act_mask;       /* bit per enum act_type that some weight of the model wants */
+    uint32_t n_moe_layers;
+    struct ps_model_info info;
+    char *name;
+
+    /* From load() on. */
+    bool loaded;
+    struct ps_plan plan;
+    struct ps_model_params params;
+    const struct matmul_kernels *matmul;
+    const struct vector_ops *ops;
+    const struct attention_kernels *attention;
+    struct thread_pool *pool;
+    struct io_reader *reader;
+    struct expert_cache *cache;
+    struct trunk *trunk;
+    bool has_session; /* the plan holds the KV cache and activations of one */
+    struct io_reader_stats loaded_io; /* counters when load() was done */
+};
+
+/* The activations that products with w take under the model's settings. */
+static inline enum act_type model_act_type(const struct ps_model *model, const struct weight *w)
+{
+    return model->params.activations == PS_ACTIVATIONS_F32 ? ACT_F32 : w->format->act;
+}
+
+/* Fills global[], layers[], groups and act_mask; every tensor of the file must be claimed. */
+enum ps_status model_bind_tensors(struct ps_model *model, struct ps_error *err);
+void model_unbind_tensors(struct ps_model *model);
+void model_fill_info(struct ps_model *model);
+
+/* One part of a routed expert as a weight; data is set by the caller. */
+struct weight model_expert_weight(const struct ps_model *model, uint32_t layer, enum shard_part part);
+
+#endif

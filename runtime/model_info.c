@@ -1,0 +1,118 @@
+/* What `inspect` and the plan need to know of a model: totals over its tensors. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/kv_cache.h"
+#include "runtime/model.h"
+
+enum { MAX_TYPES = 64, SHOWN_TYPES = 6 };
+
+struct type_share {
+    uint32_t type;
+    uint64_t bytes;
+};
+
+static int by_bytes(const void *a, const void *b)
+{
+    uint64_t x = ((const struct type_share *)a)->bytes;
+    uint64_t y = ((const struct type_share *)b)->bytes;
+    return (x < y) - (x > y);
+}
+
+static uint64_t n_values(const struct gguf_tensor *tensor)
+{
+    return tensor->dims[0] * tensor->dims[1] * tensor->dims[2] * tensor->dims[3];
+}
+
+static void fill_formats(const struct ps_model *model, struct ps_model_info *info)
+{
+    struct type_share shares[MAX_TYPES] = {0};
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < gguf_n_tensors(model->gguf); i++) {
+        const struct gguf_tensor *tensor = gguf_tensor_at(model->gguf, i);
+        struct type_share *share = &shares[tensor->type % MAX_TYPES];
+        share->type = tensor->type;
+        share->bytes += tensor->bytes;
+        total += tensor->bytes;
+    }
+    qsort(shares, MAX_TYPES, sizeof(shares[0]), by_bytes);
+    size_t used = 0;
+    for (uint32_t i = 0; i < SHOWN_TYPES && shares[i].bytes > 0; i++) {
+        double percent = 100.0 * (double)shares[i].bytes / (double)total;
+        used += (size_t)snprintf(info->formats + used, sizeof(info->formats) - used, "%s%s %.3g%%", i ? ", " : "",
+                                 gguf_type_find(shares[i].type)->name, percent);
+    }
+}
+
+static void fill_sizes(const struct ps_model *model, struct ps_model_info *info)
+{
+    uint64_t expert_params = 0;
+    for (uint32_t i = 0; i < gguf_n_tensors(model->gguf); i++) {
+        const struct gguf_tensor *tensor = gguf_tensor_at(model->gguf, i);
+        info->n_params += n_values(tensor);
+        if (shard_map_owns_tensor(model->shards, i)) {
+            expert_params += n_values(tensor);
+            info->expert_bytes += tensor->bytes;
+        } else {
+            info->trunk_bytes += tensor->bytes;
+        }
+    }
+    info->n_params_active = info->n_params - expert_params;
+    if (model->hp.n_expert > 0)
+        info->n_params_active += expert_params / model->hp.n_expert * model->hp.n_expert_used;
+    /* A token looks up one row of an embedding that is not also the output head. */
+    const struct weight *embd = &model->global[GT_TOKEN_EMBD];
+    if (gguf_tensor_find(model->gguf, "output.weight"))
+        info->n_params_active -= (embd->n_rows - 1) * embd->n_cols;
+    for (uint32_t i = 0; i < gguf_n_files(model->gguf); i++)
+        info->file_bytes += gguf_file_size(model->gguf, i);
+}
+
+static void fill_shards(const struct ps_model *model, struct ps_model_info *info)
+{
+    info->n_shards = shard_map_n_shards(model->shards);
+    for (uint32_t il = 0; il < model->hp.n_layers; il++) {
+        const struct shard_layer *layer = shard_map_layer(model->shards, il);
+        if (layer->n_experts == 0)
+            continue;
+        if (info->shard_bytes_min == 0 || layer->bytes < info->shard_bytes_min)
+            info->shard_bytes_min = layer->bytes;
+        if (layer->bytes > info->shard_bytes_max)
+            info->shard_bytes_max = layer->bytes;
+        info->token_cycle_bytes += layer->bytes * model->hp.n_expert_used;
+    }
+}
+
+void model_fill_info(struct ps_model *model)
+{
+    const struct hparams *hp = &model->hp;
+    struct ps_model_info *info = &model->info;
+    struct gguf_string name = {.data = "", .length = 0};
+    gguf_get_string(model->gguf, "general.name", &name);
+    model->name = strndup(name.data, name.length);
+    *info = (struct ps_model_info){
+        .arch = model->arch->name,
+        .name = model->name ? model->name : "",
+        .n_layers = hp->n_layers,
+        .n_moe_layers = model->n_moe_layers,
+        .n_embd = hp->n_embd,
+        .n_vocab = hp->n_vocab,
+        .n_ctx_train = hp->n_ctx_train,
+        .n_head = hp->n_head,
+        .n_kv_head = hp->n_kv_head,
+        .head_dim = hp->head_dim_k,
+        .n_ff = model->n_moe_layers < hp->n_layers ? hp->n_ff : 0,
+        .n_expert = hp->n_expert,
+        .n_expert_used = hp->n_expert_used,
+        .n_ff_expert = hp->n_ff_expert,
+        .n_ff_shared = hp->n_ff_shared,
+        .n_files = gguf_n_files(model->gguf),
+        .kv_token_bytes_f32 = kv_token_bytes(hp, KV_F32),
+        .kv_token_bytes_f16 = kv_token_bytes(hp, KV_F16),
+        .has_text = vocab_has_text(model->vocab),
+    };
+    fill_formats(model, info);
+    fill_sizes(model, info);
+    fill_shards(model, info);
+}

@@ -1,0 +1,160 @@
+#include "runtime/plan.h"
+
+#include "runtime/kv_cache.h"
+#include "runtime/machine.h"
+#include "runtime/size_text.h"
+#include "runtime/scratch.h"
+#include "runtime/trunk.h"
+
+enum {
+    KIB = 1024,
+    MIB = 1024 * KIB,
+    DEFAULT_CTX = 4096,
+    DEFAULT_CHUNK = 512,
+    MAX_THREADS = 256,
+    /* Measured growth between planning and the end of a run: code touched for the first time, stdio, statistics. */
+    PROCESS_GROWTH = 640 * KIB,
+    THREAD_STACK = 48 * KIB, /* touched part, per compute or reader thread */
+    READER_THREADS = 16,
+    READER_BYTES = 192 * KIB,
+    MINIMUM_STEP = 64 * KIB, /* minima are rounded up to it: resident size differs a little from run to run */
+};
+
+enum ps_status plan_resolve_params(const struct ps_model *model, const struct ps_model_params *params,
+                                   struct ps_model_params *r, struct ps_error *err)
+{
+    *r = *params;
+    const struct hparams *hp = &model->hp;
+    if (r->ram == 0)
+        r->ram = ps_ram_auto();
+    if (r->threads == 0)
+        r->threads = machine_physical_cores();
+    if (r->threads > MAX_THREADS)
+        return ps_error_set(err, PS_ERR_ARGUMENT, "threads: %u is more than %d", r->threads, MAX_THREADS);
+    if (r->ctx == 0)
+        r->ctx = hp->n_ctx_train < DEFAULT_CTX ? hp->n_ctx_train : DEFAULT_CTX;
+    if (r->ctx > INT32_MAX / 2)
+        return ps_error_set(err, PS_ERR_ARGUMENT, "ctx: %u tokens is out of range", r->ctx);
+    if (r->feed == 0 || r->feed > r->ctx)
+        r->feed = r->ctx;
+    if (r->chunk > r->feed)
+        r->chunk = r->feed;
+    if (!r->cache_policy)
+        r->cache_policy = cache_policy_at(0)->name;
+    if (!cache_policy_find(r->cache_policy))
+        return ps_error_set(err, PS_ERR_ARGUMENT, "cache policy: '%s' is unknown", r->cache_policy);
+    if (!r->cpu)
+        r->cpu = cpu_level_name(cpu_level_best());
+    enum cpu_level level;
+    if (!cpu_level_parse(r->cpu, &level) || !cpu_level_available(level))
+        return ps_error_set(err, PS_ERR_ARGUMENT, "cpu: '%s' is not available on this machine", r->cpu);
+    return PS_OK;
+}
+
+/* What does not depend on how the rest is divided, for one chunk size. plan->process, io and kv are set. */
+static uint64_t fixed_bytes(const struct ps_model *model, const struct ps_model_params *r, uint32_t chunk,
+                            struct ps_plan *plan)
+{
+    struct scratch scratch;
+    /* The caller's logits and the sampler's candidates: a few rows of the vocabulary. */
+    enum { VOCAB_ROWS = 4 };
+    plan->chunk = chunk;
+    plan->activations = scratch_layout(&scratch, NULL, model, r, chunk, r->threads) +
+                        (uint64_t)VOCAB_ROWS * model->hp.n_vocab * sizeof(float);
+    return plan->process + plan->activations + plan->io + plan->kv;
+}
+
+/* Page tables: 8 bytes per 4 KiB page in the worst case. */
+static uint64_t page_tables(uint64_t bytes) { return bytes / 512; }
+
+static uint64_t smallest_trunk(const struct ps_model *model)
+{
+    uint64_t all = trunk_memory(model, model->hp.n_layers);
+    uint64_t streamed = trunk_memory(model, 0);
+    return streamed < all ? streamed : all;
+}
+
+/* Most leading layers that fit; the trunk comes before the cache because every token needs all of it. */
+static uint32_t resident_layers(const struct ps_model *model, uint64_t bytes)
+{
+    uint32_t n = model->hp.n_layers;
+    while (n > 0 && trunk_memory(model, n) > bytes)
+        n--;
+    return n;
+}
+
+/* Halves the chunk until its activations take at most an eighth of what is left for them and the cache: each chunk
+ * streams the model once, but slots serve every token. */
+static uint64_t choose_chunk(const struct ps_model *model, const struct ps_model_params *r, struct ps_plan *plan)
+{
+    enum { ACTIVATION_SHARE = 8 };
+    uint32_t chunk = r->chunk > 0 ? r->chunk : (r->feed < DEFAULT_CHUNK ? r->feed : DEFAULT_CHUNK);
+    uint64_t fixed = fixed_bytes(model, r, chunk, plan);
+    uint64_t trunk = trunk_memory(model, model->hp.n_layers);
+    while (r->chunk == 0 && chunk > 1) {
+        uint64_t others = fixed - plan->activations + trunk;
+        uint64_t room = r->ram > others ? r->ram - others : 0;
+        if (plan->activations <= room / ACTIVATION_SHARE)
+            break;
+        chunk /= 2;
+        fixed = fixed_bytes(model, r, chunk, plan);
+    }
+    return fixed;
+}
+
+static uint64_t minimum_budget(const struct ps_model *model, const struct ps_model_params *r, struct ps_plan plan,
+                               uint64_t smallest_cache)
+{
+    uint64_t bytes = fixed_bytes(model, r, r->chunk > 0 ? r->chunk : 1, &plan) + smallest_trunk(model) + smallest_cache;
+    bytes += page_tables(bytes) + MINIMUM_STEP;
+    return (bytes + MINIMUM_STEP - 1) / MINIMUM_STEP * MINIMUM_STEP;
+}
+
+enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_params *r, struct ps_plan *plan,
+                           struct ps_error *err)
+{
+    const struct cache_policy *policy = cache_policy_find(r->cache_policy);
+    struct expert_cache_size smallest;
+    expert_cache_min_size(model->shards, policy, PLAN_MIN_SLOTS, &smallest);
+    *plan = (struct ps_plan){.budget = r->ram, .ctx = r->ctx, .n_shards = shard_map_n_shards(model->shards)};
+    plan->kv = kv_cache_bytes(&model->hp, (enum kv_type)r->kv, r->ctx);
+    plan->process = machine_rss_bytes() + PROCESS_GROWTH + (uint64_t)(r->threads + READER_THREADS) * THREAD_STACK;
+    plan->io = READER_BYTES;
+    uint64_t smallest_cache = smallest.arena_bytes + smallest.overhead_bytes;
+    plan->minimum = minimum_budget(model, r, *plan, smallest_cache);
+    uint64_t fixed = choose_chunk(model, r, plan);
+    plan->process += page_tables(r->ram);
+    fixed += page_tables(r->ram);
+    if (fixed + smallest_trunk(model) + smallest_cache > r->ram) {
+        char budget[SIZE_TEXT_SIZE], least[SIZE_TEXT_SIZE];
+        return ps_error_set(err, PS_ERR_BUDGET,
+                            "--ram: a budget of %s is too small for this model and context: the smallest that works is "
+                            "%lluK (%s)",
+                            size_format(r->ram, budget), (unsigned long long)(plan->minimum / KIB),
+                            size_format(plan->minimum, least));
+    }
+    plan->trunk_layers_resident = resident_layers(model, r->ram - fixed - smallest_cache);
+    plan->trunk = trunk_memory(model, plan->trunk_layers_resident);
+    struct expert_cache_size size = {0};
+    uint64_t left = r->ram - fixed - plan->trunk;
+    expert_cache_fit(model->shards, policy, PLAN_MIN_SLOTS, left, &size);
+    plan->cache = size.arena_bytes + size.overhead_bytes;
+    plan->slots = size.slots;
+    plan->unused = left - plan->cache;
+    if (model->info.token_cycle_bytes > 0)
+        plan->cycles = (double)size.arena_bytes / (double)model->info.token_cycle_bytes;
+    return PS_OK;
+}
+
+uint64_t ps_ram_auto(void)
+{
+    uint64_t available = machine_memory_available();
+    if (available == UINT64_MAX)
+        return 1ull << 30;
+    /* Leave a tenth, at least 512 MiB where there is that much, so that the machine stays usable. */
+    uint64_t reserve = available / 10;
+    uint64_t floor = 512ull * MIB;
+    if (reserve < floor && available > 4 * floor)
+        reserve = floor;
+    return available - reserve + machine_rss_bytes();
+}

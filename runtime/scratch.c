@@ -1,0 +1,100 @@
+#include "runtime/scratch.h"
+
+struct bump {
+    uint8_t *base; /* NULL while measuring */
+    uint64_t used; /* bytes */
+};
+
+/* Cache-line aligned, so that threads that write neighbouring arrays do not share lines. */
+static void *take(struct bump *bump, uint64_t bytes)
+{
+    enum { LINE = 64 };
+    uint64_t at = (bump->used + LINE - 1) / LINE * LINE;
+    bump->used = at + bytes;
+    return bump->base ? bump->base + at : NULL;
+}
+
+static float *take_floats(struct bump *bump, uint64_t n) { return take(bump, n * sizeof(float)); }
+
+static uint64_t max_u64(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+/* Types of rounded activations that can occur, as a mask. */
+static uint32_t rounded_types(const struct ps_model *model, const struct ps_model_params *params)
+{
+    return params->activations == PS_ACTIVATIONS_F32 ? 0 : model->act_mask & ~(1u << ACT_F32);
+}
+
+/* A row of n hidden values in the largest form it can take; widths that are no whole number of blocks of a type are
+ * never the input of a weight of that type. */
+static uint64_t widest_row(uint64_t n) { return n * sizeof(float); }
+
+static uint64_t rounded_row(enum act_type type, uint64_t n)
+{
+    uint32_t block = act_block_values(type);
+    return act_row_bytes(type, (n + block - 1) / block * block);
+}
+
+static void take_attention(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T, uint32_t threads)
+{
+    s->q = take_floats(bump, T * hp->n_head * hp->head_dim_k);
+    s->k = take_floats(bump, T * hp->n_kv_head * hp->head_dim_k);
+    s->v = take_floats(bump, T * hp->n_kv_head * hp->head_dim_v);
+    s->attended = take_floats(bump, T * hp->n_head * hp->head_dim_v);
+    s->rope_cos = take_floats(bump, T * hp->n_rot / 2);
+    s->rope_sin = take_floats(bump, T * hp->n_rot / 2);
+    s->positions = take(bump, T * sizeof(*s->positions));
+    struct attention_args args = {.n_tokens = (uint32_t)T,
+                                  .n_head = hp->n_head,
+                                  .n_kv_head = hp->n_kv_head,
+                                  .head_dim_k = hp->head_dim_k,
+                                  .head_dim_v = hp->head_dim_v};
+    s->attention_floats = attention_scratch_floats(&args);
+    s->attention = take_floats(bump, (uint64_t)threads * s->attention_floats);
+}
+
+static void take_experts(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T, uint32_t types,
+                         bool packs_f32)
+{
+    uint64_t P = T * hp->n_expert_used;
+    s->router = take_floats(bump, T * hp->n_expert);
+    s->chosen = take(bump, P * sizeof(*s->chosen));
+    s->weights = take_floats(bump, P);
+    s->shared_gate = take_floats(bump, T);
+    s->expert_start = take(bump, (hp->n_expert + 1ull) * sizeof(*s->expert_start));
+    s->expert_ids = take(bump, hp->n_expert * sizeof(*s->expert_ids));
+    s->pair_token = take(bump, P * sizeof(*s->pair_token));
+    s->pair_row = take(bump, P * sizeof(*s->pair_row));
+    for (int type = 0; type < ACT_N_TYPES; type++) {
+        bool used = type == ACT_F32 ? packs_f32 : (types >> type & 1) != 0;
+        s->packed[type] = used && T > 1 ? take(bump, P * rounded_row((enum act_type)type, hp->n_embd)) : NULL;
+    }
+    s->expert_hidden = take(bump, P * widest_row(hp->n_ff_expert));
+    s->expert_out = take_floats(bump, P * hp->n_embd);
+}
+
+uint64_t scratch_layout(struct scratch *s, uint8_t *base, const struct ps_model *model,
+                        const struct ps_model_params *params, uint32_t chunk, uint32_t threads)
+{
+    const struct hparams *hp = &model->hp;
+    struct bump bump = {.base = base};
+    uint64_t T = chunk;
+    uint32_t types = rounded_types(model, params);
+    *s = (struct scratch){0};
+    s->x = take_floats(&bump, T * hp->n_embd);
+    s->normed = take_floats(&bump, T * hp->n_embd);
+    s->branch = take_floats(&bump, T * hp->n_embd);
+    s->hidden = take_floats(&bump, T * hp->n_embd);
+    take_attention(s, &bump, hp, T, threads);
+    uint64_t widest = max_u64(hp->n_embd, (uint64_t)hp->n_head * hp->head_dim_v);
+    for (int type = 0; type < ACT_N_TYPES; type++)
+        s->rounded[type] = types >> type & 1 ? take(&bump, T * rounded_row((enum act_type)type, widest)) : NULL;
+    s->ff_hidden = take(&bump, T * widest_row(max_u64(hp->n_ff, hp->n_ff_shared)));
+    uint64_t tile_tokens = T < FFN_TILE_TOKENS ? T : FFN_TILE_TOKENS;
+    s->tile_floats = 2 * tile_tokens * FFN_TILE_ROWS;
+    s->tiles = take_floats(&bump, (uint64_t)threads * s->tile_floats);
+    if (hp->n_expert > 0) {
+        bool packs_f32 = params->activations == PS_ACTIVATIONS_F32 || (model->act_mask >> ACT_F32 & 1);
+        take_experts(s, &bump, hp, T, types, packs_f32);
+    }
+    return bump.used;
+}

@@ -1,0 +1,60 @@
+/* Scratch: the activations of one chunk of tokens, laid out in one mapping. The plan asks for its size with the same
+ * function that lays it out. */
+#ifndef PENSTOCK_RUNTIME_SCRATCH_H
+#define PENSTOCK_RUNTIME_SCRATCH_H
+
+#include <stdint.h>
+
+#include "kernels/matmul.h"
+#include "runtime/model.h"
+
+enum {
+    FFN_TILE_ROWS = 256,  /* hidden rows per work item; a multiple of every activation block */
+    FFN_TILE_TOKENS = 64, /* tokens per pass over them */
+};
+
+/* Rows of activations in each form that some weight takes; F32 is the row itself. */
+struct acts {
+    const float *x; /* n_tokens rows, stride floats apart */
+    size_t stride;
+    uint32_t n_tokens;
+    uint64_t n_cols;
+    uint8_t *rounded[ACT_N_TYPES]; /* buffers; [ACT_F32] unused */
+    bool ready[ACT_N_TYPES];
+};
+
+/* Sizes: T = chunk, E = n_embd, K = experts used, P = T * K pairs of token and expert. */
+struct scratch {
+    float *x;        /* [T][E] residual stream */
+    float *normed;   /* [T][E] */
+    float *branch;   /* [T][E] output of a block before it is added */
+    float *hidden;   /* [T][E] after the last norm: what logits are made of */
+    float *q, *k, *v;  /* [T][heads * head_dim] */
+    float *attended; /* [T][n_head * head_dim_v] */
+    float *rope_cos, *rope_sin; /* [T][n_rot/2] */
+    int32_t *positions; /* [T] */
+    uint8_t *rounded[ACT_N_TYPES]; /* [T] rows of the widest input */
+    uint8_t *ff_hidden; /* [T] rows of activations: dense and shared FFN */
+    float *tiles;    /* per thread: [2][FFN_TILE_TOKENS][FFN_TILE_ROWS] */
+    size_t tile_floats; /* per thread */
+    float *attention; /* per thread */
+    size_t attention_floats;
+
+    float *router;      /* [T][n_expert] probabilities */
+    uint32_t *chosen;   /* [T][K] expert ids in rank order */
+    float *weights;     /* [T][K] */
+    float *shared_gate; /* [T] */
+    uint32_t *expert_start; /* [n_expert + 1] first pair of each expert */
+    uint32_t *expert_ids;   /* [n_expert] chosen by some token, ascending */
+    uint32_t *pair_token;   /* [P] in expert order */
+    uint32_t *pair_row;     /* [T][K] row of a pair in expert order */
+    uint8_t *packed[ACT_N_TYPES]; /* [P] rows of width E, in expert order; unused for T = 1 */
+    uint8_t *expert_hidden; /* [P] rows of activations of width n_ff_expert */
+    float *expert_out;      /* [P][E] in expert order */
+};
+
+/* Lays out scratch for `chunk` tokens and `threads` threads from base (NULL: only measure); returns its bytes. */
+uint64_t scratch_layout(struct scratch *scratch, uint8_t *base, const struct ps_model *model,
+                        const struct ps_model_params *params, uint32_t chunk, uint32_t threads);
+
+#endif

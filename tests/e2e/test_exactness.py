@@ -1,0 +1,130 @@
+"""Streaming decides when bytes arrive, never what is computed: logits are the same to the bit along every axis.
+
+Each case varies one setting against one baseline with everything resident. Three models: the bundled one, whose
+experts are a multiple of any cache tried here, and two golden ones (F16 in three layers, K-quants).
+"""
+
+import os
+
+import harness
+from harness import BUNDLED_MODEL, shared
+
+TOKENS = [(7 * i * i + 31 * i + 5) % 190 + 1 for i in range(40)]
+AMPLE = ("--ram", "1G")
+PROMPT = "Once upon a time"
+
+
+def models():
+    golden = [shared("golden", "base", "qwen3moe.gguf"), shared("golden", "quant", "qwen3moe-Q4_K_M.gguf")]
+    return [BUNDLED_MODEL] + [path for path in golden if os.path.exists(path)]
+
+
+def budgets(model, *flags):
+    """From the refused minimum to almost everything resident."""
+    smallest, text = harness.smallest_budget(model, *flags)
+    size = os.path.getsize(model)
+    steps = (0.02, 0.5) if harness.is_slow() else (0.005, 0.02, 0.1, 0.25, 0.5, 1.0)
+    return [text] + [str(int(smallest + share * size)) for share in steps]
+
+
+class Exactness(harness.TestCase):
+    def assert_axis(self, *axis, base=()):
+        """axis: flag tuples, each of which must give the baseline's bytes, for every model."""
+        for model in models():
+            expected = self.logits(model, TOKENS, *base, *AMPLE)
+            self.assertEqual(len(expected) % (4 * len(TOKENS)), 0)
+            for flags in axis:
+                with self.subTest(model=os.path.basename(model), flags=" ".join(map(str, flags))):
+                    self.assert_same_logits(self.logits(model, TOKENS, *base, *flags), expected)
+
+    def test_logits_depend_on_the_tokens(self):
+        # The comparison below would also pass for a program that writes zeros.
+        for model in models():
+            other = TOKENS[:-1] + [TOKENS[-1] + 1]
+            self.assertFalse(self.logits(model, TOKENS) == self.logits(model, other))
+            values = harness.floats(self.logits(model, TOKENS))
+            self.assertGreater(max(values) - min(values), 1.0)
+
+    def test_same_for_any_budget(self):
+        for model in models():
+            expected = self.logits(model, TOKENS, *AMPLE)
+            for ram in budgets(model):
+                with self.subTest(model=os.path.basename(model), ram=ram):
+                    self.assert_same_logits(self.logits(model, TOKENS, "--ram", ram), expected)
+
+    def test_same_for_any_thread_count(self):
+        self.assert_axis(*(("--threads", n) for n in (1, 2, 3)))
+
+    def test_same_for_any_thread_count_when_streaming(self):
+        smallest = harness.smallest_budget(BUNDLED_MODEL)[1]
+        expected = self.logits(BUNDLED_MODEL, TOKENS, *AMPLE)
+        for threads in (1, 2, 3):
+            with self.subTest(threads=threads):
+                streamed = self.logits(BUNDLED_MODEL, TOKENS, "--ram", smallest, "--threads", threads)
+                self.assert_same_logits(streamed, expected)
+
+    def test_same_for_either_io_backend(self):
+        backends = ["threads"] + (["uring"] if harness.has_uring() else [])
+        self.assert_axis(*(("--io", backend) for backend in backends))
+
+    def test_same_with_and_without_direct_io(self):
+        self.assert_axis(*(("--direct", on) for on in ("on", "off")))
+
+    def test_same_for_any_queue_depth(self):
+        self.assert_axis(*(("--queue-depth", n) for n in (1, 2, 64)))
+
+    def test_same_for_any_chunk(self):
+        self.assert_axis(*(("--chunk", n) for n in (1, 7, len(TOKENS))))
+
+    def test_same_for_any_chunk_with_f32_activations(self):
+        self.assert_axis(*(("--chunk", n) for n in (1, 7)), base=("--activations", "f32"))
+
+    def test_same_for_any_chunk_with_f16_kv(self):
+        self.assert_axis(*(("--chunk", n) for n in (1, 7)), base=("--kv", "f16"))
+
+    def test_same_for_any_chunk_on_every_instruction_set(self):
+        for level in harness.cpu_levels():
+            self.assert_axis(*(("--chunk", n, "--threads", 3) for n in (1, 7)), base=("--cpu", level))
+
+    def test_same_for_any_cache_policy(self):
+        policies = harness.cache_policies()
+        self.assertGreater(len(policies), 1)
+        expected = self.logits(BUNDLED_MODEL, TOKENS, *AMPLE)
+        smallest = int(harness.smallest_budget(BUNDLED_MODEL)[0])
+        for policy in policies:
+            for ram in (smallest + (1 << 20), smallest + (4 << 20)):
+                with self.subTest(policy=policy, ram=ram):
+                    flags = ("--cache-policy", policy, "--ram", ram, "--chunk", 4)
+                    self.assert_same_logits(self.logits(BUNDLED_MODEL, TOKENS, *flags), expected)
+
+    def test_prefix_is_not_changed_by_what_follows(self):
+        for model in models():
+            whole = self.logits(model, TOKENS)
+            beginning = self.logits(model, TOKENS[:11])
+            self.assert_same_logits(beginning, whole[: len(beginning)])
+
+    def test_same_text_along_every_axis(self):
+        arguments = ("run", "-m", BUNDLED_MODEL, "-p", PROMPT, "-n", 24, "--temp", 0)
+        expected = self.ok(*arguments, *AMPLE).stdout
+        self.assertGreater(len(expected), 24)
+        axes = [("--ram", ram) for ram in budgets(BUNDLED_MODEL)]
+        axes += [("--threads", 1), ("--threads", 3), ("--io", "threads"), ("--direct", "off"), ("--chunk", 1)]
+        for flags in axes:
+            with self.subTest(flags=" ".join(map(str, flags))):
+                self.assertEqual(self.ok(*arguments, *flags).stdout, expected)
+
+    def test_sampled_text_depends_on_the_seed_alone(self):
+        smallest = harness.smallest_budget(BUNDLED_MODEL)[1]
+
+        def sample(seed, *flags):
+            arguments = ("-m", BUNDLED_MODEL, "-p", PROMPT, "-n", 24, "--temp", 1, "--seed", seed)
+            return self.ok("run", *arguments, *flags).stdout
+
+        texts = [sample(seed, *AMPLE) for seed in (1, 2, 3)]
+        self.assertGreater(len(set(texts)), 1)
+        for seed, text in zip((1, 2, 3), texts):
+            self.assertEqual(sample(seed, "--ram", smallest, "--threads", 1), text)
+
+
+if __name__ == "__main__":
+    harness.main()

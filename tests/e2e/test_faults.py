@@ -1,0 +1,166 @@
+"""The world misbehaves while text is being made: reads fail, files shrink, stdout breaks, the user interrupts."""
+
+import os
+import signal
+import subprocess
+import time
+
+import harness
+from harness import BUNDLED_MODEL
+
+PROMPT = ("-p", "Once upon a time", "-n", 24, "--temp", 0)
+SLOW_DRIVE = ("--io-limit", "4M")  # 2.5 MB per token: slow enough to act in between
+
+
+def backends():
+    return ("threads", "uring") if harness.has_uring() else ("threads",)
+
+
+class FailingReads(harness.TestCase):
+    def setUp(self):
+        super().setUp()
+        if not harness.options.fault_library:
+            self.skipTest("no --fault-library")
+
+    def environment(self, kind, after=0, every=1):
+        return {
+            "LD_PRELOAD": harness.options.fault_library,
+            "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0",
+            "FAULT_PREAD_KIND": kind,
+            "FAULT_PREAD_AFTER": str(after),
+            "FAULT_PREAD_EVERY": str(every),
+            "FAULT_PREAD_COUNT": self.path("count"),
+        }
+
+    def command(self):
+        smallest = harness.smallest_budget(BUNDLED_MODEL, "--io", "threads")[1]
+        return ("run", "-m", BUNDLED_MODEL, *PROMPT, "--io", "threads", "--ram", smallest)
+
+    def total_reads(self):
+        self.ok(*self.command(), env=self.environment("none"))
+        total = int(harness.read_bytes(self.path("count")))
+        self.assertGreater(total, 100, "reads do not go through pread")
+        return total
+
+    def test_failed_read_is_reported_with_file_and_offset(self):
+        total = self.total_reads()
+        for kind in ("eio", "eof"):
+            for share in (0, 0.1, 0.5, 0.8):
+                with self.subTest(kind=kind, after=share):
+                    result = harness.run(*self.command(), env=self.environment(kind, int(total * share)))
+                    line = self.assert_one_error(result, 1)
+                    self.assertIn(os.path.basename(BUNDLED_MODEL), line)
+                    self.assertRegex(line, r"offset \d+")
+
+    def test_text_before_the_failure_is_right(self):
+        whole = self.ok(*self.command()).stdout
+        result = harness.run(*self.command(), env=self.environment("eio", int(self.total_reads() * 0.7)))
+        written = result.stdout.rstrip(b"\n")
+        self.assertGreater(len(written), 0)
+        self.assertTrue(whole.startswith(written), str(result))
+
+    def test_short_and_interrupted_reads_change_nothing(self):
+        whole = self.ok(*self.command()).stdout
+        for kind in ("short", "eintr"):
+            with self.subTest(kind=kind):
+                result = self.ok(*self.command(), env=self.environment(kind, every=2))
+                self.assertEqual(result.stdout, whole)
+
+
+class ShrinkingFile(harness.TestCase):
+    def test_file_truncated_while_running(self):
+        for backend in backends():
+            for direct in ("on", "off"):
+                for share in (0.5, 0):
+                    with self.subTest(io=backend, direct=direct, left=share):
+                        self.check(share, "--io", backend, "--direct", direct)
+
+    def check(self, share, *flags):
+        ram = harness.smallest_budget(BUNDLED_MODEL, *flags)[1]
+        path = harness.copy(BUNDLED_MODEL, self.path("model.gguf"))
+        process = harness.Process(["run", "-m", path, *PROMPT[:2], "-n", 200, "--temp", 0, "--ram", ram, *SLOW_DRIVE, *flags])
+        self.assertTrue(process.popen.stdout.read(1), "no text at all")
+        os.truncate(path, int(os.path.getsize(path) * share))
+        line = self.assert_one_error(process.finish(), 1)
+        self.assertIn("model.gguf", line)
+
+
+class BrokenOutput(harness.TestCase):
+    def test_full_device(self):
+        with open("/dev/full", "wb") as full:
+            self.assert_one_error(harness.run("run", "-m", BUNDLED_MODEL, *PROMPT, stdout=full), 1)
+            self.assert_one_error(harness.run("inspect", BUNDLED_MODEL, stdout=full), 1)
+            self.assert_one_error(harness.run("--help", stdout=full), 1)
+
+    def test_closed_pipe(self):
+        for command in (("run", "-m", BUNDLED_MODEL, *PROMPT), ("inspect", BUNDLED_MODEL)):
+            with self.subTest(command=command[0]):
+                reader, writer = os.pipe()
+                os.close(reader)
+                try:
+                    self.assert_one_error(harness.run(*command, stdout=writer), 1)
+                finally:
+                    os.close(writer)
+
+    def test_reader_that_leaves_stops_the_generation(self):
+        smallest = harness.smallest_budget(BUNDLED_MODEL)[1]
+        arguments = ["-m", BUNDLED_MODEL, *PROMPT[:2], "-n", 200, "--temp", 0, "--ram", smallest, *SLOW_DRIVE]
+        process = harness.Process(["run", *arguments])
+        self.assertTrue(process.popen.stdout.read(1))
+        process.popen.stdout.close()
+        started = time.monotonic()
+        self.assertEqual(process.popen.wait(harness.options.timeout), 1)
+        self.assertLess(time.monotonic() - started, 30 if harness.is_slow() else 10)
+        process.popen.stderr.close()
+
+    def test_results_that_cannot_be_written(self):
+        absent = self.path("absent/file")
+        tokens = ("-m", BUNDLED_MODEL, "--tokens", "1,2,3")
+        for path in (absent, "/dev/full"):
+            with self.subTest(path=path):
+                self.assert_one_error(harness.run("eval", "logits", *tokens, "-o", path), 1)
+                self.assert_one_error(harness.run("run", "-m", BUNDLED_MODEL, *PROMPT, "--stats", path), 1)
+
+    def test_no_standard_output_at_all(self):
+        closed = ("sh", "-c", 'exec "$@" >&-', "sh")
+        result = harness.run("run", "-m", BUNDLED_MODEL, *PROMPT, wrapper=closed, stdout=subprocess.DEVNULL)
+        self.assert_clean(result)
+        self.assertIn(result.code, (0, 1), str(result))
+
+
+class Interrupt(harness.TestCase):
+    LIMIT = 2.0  # seconds from Ctrl-C to the end
+
+    def interrupt(self, process, number):
+        sent = time.monotonic()
+        process.popen.send_signal(number)
+        result = process.finish()
+        self.assertEqual(result.code, 130, str(result))
+        self.assertLess(time.monotonic() - sent, self.LIMIT * (10 if harness.is_slow() else 1), str(result))
+        self.assertNotRegex(result.message, r"Sanitizer|runtime error:")
+        return result
+
+    def test_stops_the_text_where_it_is(self):
+        arguments = ["run", "-m", BUNDLED_MODEL, *PROMPT[:2], "-n", 200, "--temp", 0]
+        whole = self.ok(*arguments).stdout
+        for backend in backends():
+            ram = harness.smallest_budget(BUNDLED_MODEL, "--io", backend)[1]
+            process = harness.Process([*arguments, "--io", backend, "--ram", ram, *SLOW_DRIVE])
+            first = process.popen.stdout.read(1)
+            result = self.interrupt(process, signal.SIGINT)
+            written = (first + result.stdout).rstrip(b"\n")
+            self.assertTrue(whole.startswith(written), str(result))
+            self.assertLess(len(written), len(whole) / 2)
+
+    def test_stops_a_long_prompt(self):
+        smallest = harness.smallest_budget(BUNDLED_MODEL)[1]
+        tokens = harness.comma_list((i * 37) % 2000 + 3 for i in range(200))
+        arguments = ["-m", BUNDLED_MODEL, "--prompt-tokens", tokens, "-n", 1, "--ram", smallest, "--io-limit", "1M"]
+        process = harness.Process(["run", *arguments, "--chunk", 8])
+        time.sleep(4.0 if harness.is_slow() else 1.0)
+        self.assertIsNone(process.popen.poll(), "too quick to be interrupted")
+        self.assertEqual(self.interrupt(process, signal.SIGINT).stdout, b"")
+
+
+if __name__ == "__main__":
+    harness.main()

@@ -1,0 +1,722 @@
+/* The expert cache over a small model on disk: what it hands out, what it keeps, what it costs, how it fails. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <malloc.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <unistd.h>
+
+#include "policy_replay.h"
+#include "storage/expert_cache.h"
+#include "storage/gguf_writer.h"
+
+enum { F32 = 0, F16 = 1, DENSE = 255, COLS = 64, ROWS = 20, N_EXPERTS = 128, MAX_LAYERS = 4 };
+
+/* ---- a model, and a cache over it ---- */
+
+struct model {
+    char path[64];
+    struct gguf *gguf;
+    struct shard_map *map;
+    struct io_reader *reader;
+    uint8_t *bytes; /* the whole file */
+};
+
+static uint32_t next_random(uint32_t *seed)
+{
+    *seed = *seed * 1664525u + 1013904223u;
+    return *seed >> 8;
+}
+
+static void write_model(const char *path, const uint8_t *layer_types, uint32_t n_layers)
+{
+    static const char *const parts[] = {"gate", "up", "down"};
+    struct gguf_writer *writer;
+    assert_int_equal(gguf_writer_new(&writer, path, 0, NULL), PS_OK);
+    uint64_t n_bytes = 0;
+    for (uint32_t l = 0; l < n_layers; l++)
+        for (uint32_t p = 0; p < 3 && layer_types[l] != DENSE; p++) {
+            char name[64];
+            snprintf(name, sizeof(name), "blk.%u.ffn_%s_exps.weight", l, parts[p]);
+            const uint64_t dims[] = {p == 2 ? ROWS : COLS, p == 2 ? COLS : ROWS, N_EXPERTS};
+            gguf_writer_add_tensor(writer, name, layer_types[l], 3, dims);
+            n_bytes += (uint64_t)COLS * ROWS * N_EXPERTS * (layer_types[l] == F32 ? 4 : 2);
+        }
+    assert_int_equal(gguf_writer_begin_data(writer, NULL), PS_OK);
+    uint8_t *data = malloc(n_bytes + 1);
+    uint32_t seed = 7;
+    for (uint64_t i = 0; i < n_bytes; i++)
+        data[i] = (uint8_t)next_random(&seed);
+    assert_int_equal(gguf_writer_write(writer, data, n_bytes, NULL), PS_OK);
+    assert_int_equal(gguf_writer_finish(writer, NULL), PS_OK);
+    gguf_writer_free(writer);
+    free(data);
+}
+
+static uint8_t *read_file(const char *path, uint64_t bytes)
+{
+    uint8_t *data = malloc(bytes);
+    FILE *file = fopen(path, "rb");
+    assert_non_null(file);
+    assert_int_equal(fread(data, 1, bytes, file), bytes);
+    fclose(file);
+    return data;
+}
+
+/* False: this backend cannot be had here. */
+static bool open_model(struct model *model, const uint8_t *layer_types, uint32_t n_layers,
+                       enum io_backend backend)
+{
+    *model = (struct model){.path = "penstock-cache-XXXXXX"};
+    int fd = mkstemp(model->path);
+    assert_true(fd >= 0);
+    close(fd);
+    write_model(model->path, layer_types, n_layers);
+    assert_int_equal(gguf_open(&model->gguf, model->path, NULL), PS_OK);
+    assert_int_equal(shard_map_new(&model->map, model->gguf, n_layers, NULL), PS_OK);
+    model->bytes = read_file(model->path, gguf_file_size(model->gguf, 0));
+    const char *path = model->path;
+    struct io_reader_config config = {.backend = backend, .direct = true, .queue_depth = 8};
+    return io_reader_new(&model->reader, &path, 1, &config, NULL) == PS_OK;
+}
+
+static void close_model(struct model *model)
+{
+    io_reader_free(model->reader);
+    shard_map_free(model->map);
+    gguf_free(model->gguf);
+    free(model->bytes);
+    unlink(model->path);
+}
+
+static const uint8_t mixed[MAX_LAYERS] = {F32, F16, DENSE,
+                                          F32}; /* two size classes and a layer without experts */
+static const uint8_t uniform[MAX_LAYERS] = {F32, F32, F32, F32};
+
+/* A cache of n slots; the model must have one size class. */
+static struct expert_cache *cache_of(struct model *model, const char *policy, uint32_t n_slots)
+{
+    struct expert_cache_size size;
+    struct expert_cache *cache;
+    expert_cache_min_size(model->map, cache_policy_find(policy), n_slots, &size);
+    assert_int_equal(size.slots, n_slots);
+    assert_int_equal(expert_cache_new(&cache, model->map, model->reader, cache_policy_find(policy), n_slots,
+                                      size.arena_bytes + size.overhead_bytes, NULL),
+                     PS_OK);
+    return cache;
+}
+
+static void assert_view_equals_file(const struct model *model, uint32_t layer, const struct expert_view *view)
+{
+    static const char *const parts[] = {"gate", "up", "down"};
+    const struct shard_layer *shape = shard_map_layer(model->map, layer);
+    assert_int_equal(view->shard, shape->first_shard + view->expert);
+    for (uint32_t p = 0; p < 3; p++) {
+        char name[64];
+        snprintf(name, sizeof(name), "blk.%u.ffn_%s_exps.weight", layer, parts[p]);
+        const struct gguf_tensor *tensor = gguf_tensor_find(model->gguf, name);
+        uint64_t bytes = tensor->bytes / N_EXPERTS;
+        assert_memory_equal(view->part[p], model->bytes + tensor->offset + view->expert * bytes, bytes);
+    }
+    for (uint32_t p = 3; p < SHARD_N_PARTS; p++)
+        assert_null(view->part[p]);
+}
+
+static uint64_t spans_of_shard(const struct model *model, uint32_t layer, uint32_t expert)
+{
+    struct shard_location location;
+    uint64_t bytes = 0;
+    shard_map_locate(model->map, layer, expert, &location);
+    for (uint32_t r = 0; r < location.n_ranges; r++)
+        bytes += io_range_span(location.ranges[r].offset, location.ranges[r].length);
+    return bytes;
+}
+
+static uint64_t bytes_read(const struct model *model)
+{
+    struct io_reader_stats stats;
+    io_reader_get_stats(model->reader, &stats);
+    return stats.bytes_demand;
+}
+
+static struct expert_cache_stats stats_of(struct expert_cache *cache)
+{
+    struct expert_cache_stats stats;
+    expert_cache_get_stats(cache, &stats);
+    return stats;
+}
+
+/* n distinct ids in random order. */
+static void random_ids(uint32_t *ids, uint32_t n, uint32_t *seed)
+{
+    uint32_t all[N_EXPERTS];
+    for (uint32_t i = 0; i < N_EXPERTS; i++)
+        all[i] = i;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t j = i + next_random(seed) % (N_EXPERTS - i);
+        ids[i] = all[j];
+        all[j] = all[i];
+    }
+}
+
+/* Walks a whole set, checking the content and that each id comes once. */
+static void walk(struct model *model, struct expert_cache *cache, uint32_t layer, const uint32_t *ids,
+                 uint32_t n, uint64_t token, uint32_t max)
+{
+    struct expert_set set;
+    struct expert_view views[N_EXPERTS];
+    bool seen[N_EXPERTS] = {false};
+    uint32_t n_views, n_seen = 0;
+    expert_set_begin(cache, &set, layer, ids, n, token);
+    while ((n_views = expert_set_next(cache, &set, views, max)) > 0) {
+        assert_true(n_views <= max);
+        for (uint32_t i = 0; i < n_views; i++) {
+            assert_true(views[i].index < n && !seen[views[i].index]);
+            assert_int_equal(views[i].expert, ids[views[i].index]);
+            assert_view_equals_file(model, layer, &views[i]);
+            seen[views[i].index] = true;
+        }
+        expert_set_release(cache, &set, views, n_views);
+        n_seen += n_views;
+    }
+    assert_int_equal(n_seen, n);
+    assert_int_equal(expert_set_end(cache, &set, NULL), PS_OK);
+}
+
+/* ---- size ---- */
+
+static void fit_is_within_the_budget_monotone_and_wastes_less_than_a_slot(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, mixed, 4, IO_BACKEND_THREADS);
+    for (uint32_t p = 0; cache_policy_at(p); p++) {
+        const struct cache_policy *policy = cache_policy_at(p);
+        struct expert_cache_size least, size, before = {0};
+        expert_cache_min_size(model.map, policy, 3, &least);
+        assert_int_equal(least.slots, 6);
+        uint64_t smallest = least.arena_bytes + least.overhead_bytes;
+        assert_false(expert_cache_fit(model.map, policy, 3, smallest - 1, &size));
+        assert_true(expert_cache_fit(model.map, policy, 3, smallest, &size));
+        assert_memory_equal(&size, &least, sizeof(size));
+        for (uint64_t bytes = smallest; bytes < (uint64_t)16 << 20; bytes += 9973) {
+            assert_true(expert_cache_fit(model.map, policy, 3, bytes, &size));
+            assert_true(size.arena_bytes + size.overhead_bytes <= bytes);
+            assert_true(size.arena_bytes >= before.arena_bytes && size.slots >= before.slots);
+            uint64_t largest_slot = shard_map_layer(model.map, 0)->slot_bytes + 4096;
+            if (size.slots < shard_map_n_shards(model.map))
+                assert_true(bytes - size.arena_bytes - size.overhead_bytes < largest_slot);
+            assert_int_equal(size.arena_bytes % (uint64_t)sysconf(_SC_PAGESIZE), 0);
+            before = size;
+        }
+        assert_int_equal(size.slots, shard_map_n_shards(model.map));
+    }
+    close_model(&model);
+}
+
+static void cache_takes_no_more_heap_than_it_says(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, mixed, 4, IO_BACKEND_THREADS);
+    mallopt(M_MMAP_THRESHOLD, 32 << 20); /* no block is rounded up to whole pages */
+    for (uint32_t p = 0; cache_policy_at(p); p++)
+        for (uint64_t bytes = 1 << 20; bytes <= 16 << 20; bytes *= 2) {
+            struct expert_cache *cache;
+            struct expert_cache_size fit, size;
+            assert_true(expert_cache_fit(model.map, cache_policy_at(p), 1, bytes, &fit));
+            struct mallinfo2 before = mallinfo2();
+            assert_int_equal(
+                expert_cache_new(&cache, model.map, model.reader, cache_policy_at(p), 1, bytes, NULL), PS_OK);
+            struct mallinfo2 after = mallinfo2(); /* all zero under a sanitizer's allocator */
+            expert_cache_get_size(cache, &size);
+            assert_memory_equal(&size, &fit, sizeof(size));
+            uint64_t heap = after.uordblks + after.hblkhd - before.uordblks - before.hblkhd;
+            assert_true(heap <= size.overhead_bytes + 512); /* malloc's own headers */
+            assert_true(heap == 0 || heap >= size.overhead_bytes);
+            expert_cache_free(cache);
+        }
+    close_model(&model);
+}
+
+static void budget_too_small_is_refused_with_the_smallest_that_works(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, mixed, 4, IO_BACKEND_THREADS);
+    struct expert_cache *cache;
+    struct expert_cache_size least;
+    struct ps_error err;
+    expert_cache_min_size(model.map, cache_policy_at(0), 8, &least);
+    unsigned long long smallest = least.arena_bytes + least.overhead_bytes;
+    assert_int_equal(
+        expert_cache_new(&cache, model.map, model.reader, cache_policy_at(0), 8, smallest - 1, &err),
+        PS_ERR_BUDGET);
+    assert_null(cache);
+    char number[32];
+    snprintf(number, sizeof(number), "%llu", smallest);
+    assert_non_null(strstr(err.message, number));
+    assert_int_equal(expert_cache_new(&cache, model.map, model.reader, cache_policy_at(0), 8, smallest, &err),
+                     PS_OK);
+    expert_cache_free(cache);
+    expert_cache_free(NULL);
+    close_model(&model);
+}
+
+static void model_without_experts_gives_an_empty_cache(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, (const uint8_t[]){DENSE}, 1, IO_BACKEND_THREADS);
+    struct expert_cache *cache;
+    struct expert_cache_size size;
+    assert_int_equal(expert_cache_new(&cache, model.map, model.reader, cache_policy_at(0), 8, 1 << 20, NULL),
+                     PS_OK);
+    expert_cache_get_size(cache, &size);
+    assert_int_equal(size.slots, 0);
+    assert_int_equal(size.arena_bytes, 0);
+    walk(&model, cache, 0, NULL, 0, 0, 1);
+    expert_cache_free(cache);
+    close_model(&model);
+}
+
+static void pools_of_two_slot_sizes_share_the_budget_in_proportion(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, mixed, 4, IO_BACKEND_THREADS);
+    uint64_t large = shard_map_layer(model.map, 0)->slot_bytes,
+             small = shard_map_layer(model.map, 1)->slot_bytes;
+    assert_true(small < large);
+    struct expert_cache *cache;
+    assert_int_equal(expert_cache_new(&cache, model.map, model.reader, cache_policy_at(0), 1, 4 << 20, NULL),
+                     PS_OK);
+    struct expert_cache_size size;
+    expert_cache_get_size(cache, &size);
+    /* Two layers of large shards and one of small ones. */
+    uint64_t n_small = (size.slots * large - size.arena_bytes) / (large - small);
+    assert_in_range(size.slots - n_small, 2 * n_small - 2, 2 * n_small + 2);
+    /* Each pool keeps what it has room for, whatever the other does. */
+    uint32_t ids[N_EXPERTS], seed = 1;
+    random_ids(ids, N_EXPERTS, &seed);
+    walk(&model, cache, 1, ids, (uint32_t)n_small, 0, 8);
+    walk(&model, cache, 0, ids, N_EXPERTS, 0, 8);
+    walk(&model, cache, 3, ids, N_EXPERTS, 0, 8);
+    expert_cache_reset_stats(cache);
+    walk(&model, cache, 1, ids, (uint32_t)n_small, 1, 8);
+    assert_int_equal(stats_of(cache).hits, n_small);
+    expert_cache_free(cache);
+    close_model(&model);
+}
+
+/* ---- content ---- */
+
+static void random_walks(struct model *model, const struct cache_policy *policy, uint64_t bytes,
+                         uint32_t n_sets)
+{
+    struct expert_cache *cache;
+    assert_int_equal(expert_cache_new(&cache, model->map, model->reader, policy, 1, bytes, NULL), PS_OK);
+    uint32_t ids[N_EXPERTS], seed = (uint32_t)bytes, n_asked = 0;
+    for (uint32_t s = 0; s < n_sets; s++) {
+        uint32_t layer = (const uint32_t[]){0, 1, 3}[s % 3];
+        uint32_t n = s % 16 == 15 ? N_EXPERTS : next_random(&seed) % 12;
+        random_ids(ids, n, &seed);
+        walk(model, cache, layer, ids, n, s / 3, 1 + next_random(&seed) % 8);
+        n_asked += n;
+    }
+    struct expert_cache_stats stats = stats_of(cache);
+    assert_int_equal(stats.hits + stats.misses, n_asked);
+    expert_cache_free(cache);
+}
+
+static void content_equals_the_file(enum io_backend backend)
+{
+    struct model model;
+    if (!open_model(&model, mixed, 4, backend)) {
+        close_model(&model);
+        print_message("this backend cannot be had here: skipped\n");
+        skip();
+    }
+    for (uint32_t p = 0; cache_policy_at(p); p++) {
+        struct expert_cache_size least;
+        expert_cache_min_size(model.map, cache_policy_at(p), 1, &least);
+        uint64_t smallest = least.arena_bytes + least.overhead_bytes;
+        random_walks(&model, cache_policy_at(p), smallest, 48);
+        random_walks(&model, cache_policy_at(p), smallest + (512 << 10), 96);
+        random_walks(&model, cache_policy_at(p), smallest + (4 << 20), 96);
+        random_walks(&model, cache_policy_at(p), smallest + (32 << 20), 96);
+    }
+    close_model(&model);
+}
+
+static void content_equals_the_file_with_uring(void **state)
+{
+    (void)state;
+    content_equals_the_file(IO_BACKEND_URING);
+}
+
+static void content_equals_the_file_with_threads(void **state)
+{
+    (void)state;
+    content_equals_the_file(IO_BACKEND_THREADS);
+}
+
+static void set_larger_than_the_cache_reads_each_expert_once(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, 1, IO_BACKEND_AUTO);
+    for (uint32_t n_slots = 1; n_slots <= 64; n_slots *= 4) {
+        struct expert_cache *cache = cache_of(&model, "decay", n_slots);
+        uint32_t ids[N_EXPERTS], seed = n_slots;
+        uint64_t before = bytes_read(&model), expected = 0;
+        random_ids(ids, N_EXPERTS, &seed);
+        for (uint32_t e = 0; e < N_EXPERTS; e++)
+            expected += spans_of_shard(&model, 0, e);
+        walk(&model, cache, 0, ids, N_EXPERTS, 0, 16);
+        assert_int_equal(bytes_read(&model) - before, expected);
+        assert_int_equal(stats_of(cache).evictions, N_EXPERTS - n_slots);
+        /* What stayed is used first, and so not read again. */
+        walk(&model, cache, 0, ids, N_EXPERTS, 1, 16);
+        assert_int_equal(stats_of(cache).hits, n_slots);
+        expert_cache_free(cache);
+    }
+    close_model(&model);
+}
+
+/* ---- order and pins ---- */
+
+static void hits_are_handed_out_before_misses(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, 1, IO_BACKEND_AUTO);
+    struct expert_cache *cache = cache_of(&model, "decay", 16);
+    const uint32_t warm[] = {5, 6, 7}, ids[] = {1, 5, 2, 7, 3, 6};
+    walk(&model, cache, 0, warm, 3, 0, 8);
+    struct expert_set set;
+    struct expert_view view;
+    uint32_t order[6];
+    expert_set_begin(cache, &set, 0, ids, 6, 1);
+    usleep(20000); /* misses have landed by now, most likely, and still come last */
+    for (uint32_t i = 0; i < 6; i++) {
+        assert_int_equal(expert_set_next(cache, &set, &view, 1), 1);
+        order[i] = view.index;
+        expert_set_release(cache, &set, &view, 1);
+    }
+    assert_int_equal(expert_set_next(cache, &set, &view, 1), 0);
+    assert_int_equal(expert_set_end(cache, &set, NULL), PS_OK);
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(order[i] % 2, 1);
+        assert_int_equal(order[i + 3] % 2, 0);
+    }
+    expert_cache_free(cache);
+    close_model(&model);
+}
+
+static void hits_of_a_set_are_not_evicted_by_its_own_misses(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, 1, IO_BACKEND_AUTO);
+    for (uint32_t p = 0; cache_policy_at(p); p++) {
+        struct expert_cache *cache = cache_of(&model, cache_policy_at(p)->name, 4);
+        const uint32_t warm[] = {0, 1, 2, 3}, ids[] = {10, 11, 12, 13, 14, 3, 2, 1, 0};
+        walk(&model, cache, 0, warm, 4, 0, 8);
+        expert_cache_reset_stats(cache);
+        walk(&model, cache, 0, ids, 9, 1, 2);
+        assert_int_equal(stats_of(cache).hits, 4);
+        assert_int_equal(stats_of(cache).misses, 5);
+        expert_cache_free(cache);
+    }
+    close_model(&model);
+}
+
+static void pinned_slot_is_never_evicted_when_full(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, 1, IO_BACKEND_AUTO);
+    for (uint32_t p = 0; cache_policy_at(p); p++) {
+        struct expert_cache *cache = cache_of(&model, cache_policy_at(p)->name, 3);
+        uint32_t ids[40], seed = 3, n_views;
+        random_ids(ids, 40, &seed);
+        struct expert_set set;
+        struct expert_view held[2], view;
+        expert_set_begin(cache, &set, 0, ids, 40, 0);
+        for (uint32_t i = 0; i < 2; i++)
+            assert_int_equal(expert_set_next(cache, &set, &held[i], 1), 1);
+        for (uint32_t i = 2; i < 40; i++) { /* all others pass through the third slot */
+            assert_int_equal(expert_set_next(cache, &set, &view, 1), 1);
+            assert_view_equals_file(&model, 0, &view);
+            expert_set_release(cache, &set, &view, 1);
+        }
+        while ((n_views = expert_set_next(cache, &set, &view, 1)) > 0)
+            fail();
+        assert_view_equals_file(&model, 0, &held[0]);
+        assert_view_equals_file(&model, 0, &held[1]);
+        expert_set_release(cache, &set, held, 2);
+        assert_int_equal(expert_set_end(cache, &set, NULL), PS_OK);
+        expert_cache_free(cache);
+    }
+    close_model(&model);
+}
+
+static void holding_every_slot_is_an_error_not_a_missing_expert(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, 1, IO_BACKEND_AUTO);
+    struct expert_cache *cache = cache_of(&model, "decay", 2);
+    const uint32_t ids[] = {4, 5, 6};
+    struct expert_set set;
+    struct expert_view views[3];
+    struct ps_error err;
+    expert_set_begin(cache, &set, 0, ids, 3, 0);
+    for (uint32_t n = 0; n < 2;)
+        n += expert_set_next(cache, &set, views + n, 1);
+    assert_int_equal(expert_set_next(cache, &set, views + 2, 1), 0);
+    assert_int_equal(expert_set_end(cache, &set, &err), PS_ERR_ARGUMENT);
+    assert_non_null(strstr(err.message, "release"));
+    walk(&model, cache, 0, ids, 3, 1, 8);
+    expert_cache_free(cache);
+    close_model(&model);
+}
+
+static void walk_may_be_abandoned_at_any_point(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, 2, IO_BACKEND_AUTO);
+    for (uint32_t n_slots = 1; n_slots <= 256; n_slots *= 4) {
+        struct expert_cache *cache = cache_of(&model, "decay", n_slots);
+        uint32_t seed = n_slots, ids[N_EXPERTS];
+        for (uint32_t round = 0; round < 40; round++) {
+            struct expert_set set;
+            struct expert_view views[8];
+            random_ids(ids, N_EXPERTS, &seed);
+            expert_set_begin(cache, &set, round % 2, ids, round % 3 ? 20 : N_EXPERTS, round);
+            for (uint32_t i = 0; i < round % 4; i++) {
+                uint32_t n_views = expert_set_next(cache, &set, views, 1 + round % 8);
+                expert_set_release(cache, &set, views, n_views > 0 && i < 2 ? n_views - 1 : n_views);
+                if (i < 2 && n_views > 0)
+                    break; /* one view stays borrowed */
+            }
+            assert_int_equal(expert_set_end(cache, &set, NULL), PS_OK);
+        }
+        walk(&model, cache, 0, ids, N_EXPERTS, 41, 8);
+        walk(&model, cache, 1, ids, N_EXPERTS, 41, 8);
+        expert_cache_free(cache);
+    }
+    close_model(&model);
+}
+
+/* ---- failure ---- */
+
+static void failed_read_is_reported_and_the_cache_stays_usable(enum io_backend backend)
+{
+    struct model model;
+    if (!open_model(&model, uniform, 2, backend)) {
+        close_model(&model);
+        print_message("this backend cannot be had here: skipped\n");
+        skip();
+    }
+    const struct gguf_tensor *down = gguf_tensor_find(model.gguf, "blk.1.ffn_down_exps.weight");
+    uint64_t kept = down->offset + 100 * (down->bytes / N_EXPERTS);
+    assert_int_equal(truncate(model.path, (off_t)kept), 0); /* experts 100 and up of layer 1 are gone */
+    for (uint32_t n_slots = 1; n_slots <= 64; n_slots *= 8) {
+        struct expert_cache *cache = cache_of(&model, "decay", n_slots);
+        const uint32_t good[] = {1, 2, 3, 97}, bad[] = {1, 2, 110, 3, 4};
+        for (uint32_t round = 0; round < 3; round++) {
+            struct expert_set set;
+            struct expert_view views[8];
+            struct ps_error err;
+            uint32_t n_views;
+            walk(&model, cache, 1, good, 4, 2 * round, 2);
+            expert_set_begin(cache, &set, 1, bad, 5, 2 * round + 1);
+            while ((n_views = expert_set_next(cache, &set, views, 2)) > 0) {
+                for (uint32_t i = 0; i < n_views; i++) {
+                    assert_true(views[i].expert != 110);
+                    assert_view_equals_file(&model, 1, &views[i]);
+                }
+                expert_set_release(cache, &set, views, n_views);
+            }
+            assert_int_equal(expert_set_end(cache, &set, &err), PS_ERR_IO);
+            assert_non_null(strstr(err.message, "layer 1, expert 110"));
+            assert_non_null(strstr(err.message, model.path));
+            assert_non_null(strstr(err.message, "offset"));
+        }
+        walk(&model, cache, 0, bad, 5, 7, 2);
+        expert_cache_free(cache);
+    }
+    close_model(&model);
+}
+
+static void failed_read_is_reported_and_the_cache_stays_usable_with_uring(void **state)
+{
+    (void)state;
+    failed_read_is_reported_and_the_cache_stays_usable(IO_BACKEND_URING);
+}
+
+static void failed_read_is_reported_and_the_cache_stays_usable_with_threads(void **state)
+{
+    (void)state;
+    failed_read_is_reported_and_the_cache_stays_usable(IO_BACKEND_THREADS);
+}
+
+/* ---- policies, live ---- */
+
+static uint64_t live_hits(struct model *model, const struct trace *trace, const char *policy,
+                          uint32_t n_slots)
+{
+    struct expert_cache *cache = cache_of(model, policy, n_slots);
+    for (uint32_t s = 0; s < trace->n_sets; s++) {
+        const struct trace_set *set = &trace->sets[s];
+        walk(model, cache, set->layer, set->ids, set->n, set->token, 1 + s % 4);
+    }
+    uint64_t hits = stats_of(cache).hits;
+    expert_cache_free(cache);
+    return hits;
+}
+
+static struct trace make_trace(uint32_t n_tokens, bool ring)
+{
+    struct trace trace = {MAX_LAYERS, N_EXPERTS, MAX_LAYERS * n_tokens, NULL};
+    trace.sets = calloc(trace.n_sets, sizeof(*trace.sets));
+    uint32_t seed = 5;
+    for (uint32_t s = 0; s < trace.n_sets; s++) {
+        uint32_t ids[N_EXPERTS];
+        struct trace_set *set = &trace.sets[s];
+        *set = (struct trace_set){.token = s / MAX_LAYERS, .layer = s % MAX_LAYERS, .n = 8};
+        random_ids(ids, N_EXPERTS, &seed);
+        for (uint32_t i = 0; i < 8; i++) /* half of them always the same */
+            set->ids[i] = ring || i < 4 ? i : 4 + ids[i] % 124;
+        for (uint32_t i = 4; i < 8 && !ring; i++)
+            for (uint32_t j = 4; j < i; j++)
+                if (set->ids[j] == set->ids[i]) {
+                    set->ids[i] = 4 + (set->ids[i] - 3) % 124;
+                    j = 3;
+                }
+    }
+    return trace;
+}
+
+static void live_cache_hits_as_often_as_a_replay_of_its_policy(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, MAX_LAYERS, IO_BACKEND_AUTO);
+    struct trace trace = make_trace(40, false);
+    for (uint32_t p = 0; cache_policy_at(p); p++)
+        for (uint32_t n_slots = 8; n_slots <= 512; n_slots *= 2) {
+            uint64_t hits = live_hits(&model, &trace, cache_policy_at(p)->name, n_slots);
+            assert_int_equal(hits, replay_hits(&trace, cache_policy_at(p), n_slots));
+        }
+    free(trace.sets);
+    close_model(&model);
+}
+
+static void below_one_token_cycle_lru_never_hits_and_the_default_does(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, MAX_LAYERS, IO_BACKEND_AUTO);
+    struct trace ring = make_trace(20, true); /* a cycle of 32 */
+    assert_int_equal(live_hits(&model, &ring, "lru", 24), 0);
+    assert_true(live_hits(&model, &ring, cache_policy_at(0)->name, 24) >= 19 * 16);
+    free(ring.sets);
+    close_model(&model);
+}
+
+/* ---- threads ---- */
+
+struct watcher {
+    struct expert_cache *cache;
+    atomic_bool stop;
+    uint64_t n_seen;
+};
+
+static void *watch(void *arg)
+{
+    struct watcher *watcher = arg;
+    while (!atomic_load(&watcher->stop)) {
+        struct expert_cache_stats stats = stats_of(watcher->cache);
+        if (stats.hits + stats.misses > watcher->n_seen)
+            watcher->n_seen = stats.hits + stats.misses;
+        usleep(100);
+    }
+    return NULL;
+}
+
+static void statistics_may_be_read_while_a_walk_is_under_way(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, 2, IO_BACKEND_AUTO);
+    struct watcher watcher = {.cache = cache_of(&model, "decay", 24)};
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, watch, &watcher), 0);
+    uint32_t ids[N_EXPERTS], seed = 11;
+    for (uint32_t s = 0; s < 200; s++) {
+        random_ids(ids, 16, &seed);
+        walk(&model, watcher.cache, s % 2, ids, 16, s / 2, 4);
+    }
+    atomic_store(&watcher.stop, true);
+    pthread_join(thread, NULL);
+    assert_in_range(watcher.n_seen, 0, 200 * 16);
+    struct expert_cache_stats stats = stats_of(watcher.cache);
+    assert_int_equal(stats.hits + stats.misses, 200 * 16);
+    assert_int_equal(stats.evictions, stats.misses - 24);
+    assert_true(stats.stall_s > 0);
+    expert_cache_free(watcher.cache);
+    close_model(&model);
+}
+
+static void waiting_is_counted_only_when_nothing_is_ready(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, 1, IO_BACKEND_AUTO);
+    struct expert_cache *cache = cache_of(&model, "decay", 8);
+    const uint32_t ids[] = {0, 1, 2, 3, 4, 5, 6, 7};
+    walk(&model, cache, 0, ids, 8, 0, 8);
+    expert_cache_reset_stats(cache);
+    walk(&model, cache, 0, ids, 8, 1, 1);
+    assert_int_equal(stats_of(cache).hits, 8);
+    assert_true(stats_of(cache).stall_s == 0);
+    expert_cache_free(cache);
+    close_model(&model);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(fit_is_within_the_budget_monotone_and_wastes_less_than_a_slot),
+        cmocka_unit_test(cache_takes_no_more_heap_than_it_says),
+        cmocka_unit_test(budget_too_small_is_refused_with_the_smallest_that_works),
+        cmocka_unit_test(model_without_experts_gives_an_empty_cache),
+        cmocka_unit_test(pools_of_two_slot_sizes_share_the_budget_in_proportion),
+        cmocka_unit_test(content_equals_the_file_with_uring),
+        cmocka_unit_test(content_equals_the_file_with_threads),
+        cmocka_unit_test(set_larger_than_the_cache_reads_each_expert_once),
+        cmocka_unit_test(hits_are_handed_out_before_misses),
+        cmocka_unit_test(hits_of_a_set_are_not_evicted_by_its_own_misses),
+        cmocka_unit_test(pinned_slot_is_never_evicted_when_full),
+        cmocka_unit_test(holding_every_slot_is_an_error_not_a_missing_expert),
+        cmocka_unit_test(walk_may_be_abandoned_at_any_point),
+        cmocka_unit_test(failed_read_is_reported_and_the_cache_stays_usable_with_uring),
+        cmocka_unit_test(failed_read_is_reported_and_the_cache_stays_usable_with_threads),
+        cmocka_unit_test(live_cache_hits_as_often_as_a_replay_of_its_policy),
+        cmocka_unit_test(below_one_token_cycle_lru_never_hits_and_the_default_does),
+        cmocka_unit_test(statistics_may_be_read_while_a_walk_is_under_way),
+        cmocka_unit_test(waiting_is_counted_only_when_nothing_is_ready),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
