@@ -31,8 +31,8 @@ static float first_of_magnitude(const float *x, unsigned n, float amax)
 {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     for (unsigned i = 0; i < n; i += 8) {
-        __m256 equal = _mm256_cmp_ps(_mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)), _mm256_set1_ps(amax),
-                                     _CMP_EQ_OQ);
+        __m256 equal =
+            _mm256_cmp_ps(_mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)), _mm256_set1_ps(amax), _CMP_EQ_OQ);
         int mask = _mm256_movemask_ps(equal);
         if (mask != 0) {
             return x[i + (unsigned)__builtin_ctz((unsigned)mask)];

@@ -16,20 +16,22 @@ enum { ATTENTION_KEY_BLOCK = 32 }; /* keys per softmax block; blocks start at mu
 size_t kv_row_bytes(enum kv_type type, uint32_t n); /* bytes of n values */
 
 struct attention_args {
-    const float *q;      /* [n_tokens][n_head][head_dim_k], rope applied */
-    size_t q_stride;     /* floats between tokens */
-    const void *k;       /* head h's row for cache cell c: k + h * k_head_stride + c * k_row_stride bytes */
-    const void *v;       /* likewise; rows of head_dim_v */
+    const float *q;  /* [n_tokens][n_head][head_dim_k], rope applied */
+    size_t q_stride; /* floats between tokens */
+    const void *k;   /* head h's row for cache cell c: k + h * k_head_stride + c * k_row_stride bytes */
+    const void *v;   /* likewise; rows of head_dim_v */
     size_t k_head_stride, k_row_stride, v_head_stride, v_row_stride; /* bytes */
-    enum kv_type type;   /* of k and v */
-    float *out;          /* [n_tokens][n_head][head_dim_v] */
-    size_t out_stride;   /* floats between tokens */
-    const int32_t *pos;  /* [n_tokens]: token t sees cells c with c <= pos[t] and, if window > 0, pos[t] - c < window */
-    uint32_t n_tokens, n_head, n_kv_head; /* n_head a multiple of n_kv_head; head h uses kv head h / (n_head/n_kv_head) */
+    enum kv_type type;                                               /* of k and v */
+    float *out;                                                      /* [n_tokens][n_head][head_dim_v] */
+    size_t out_stride;                                               /* floats between tokens */
+    const int32_t
+        *pos; /* [n_tokens]: token t sees cells c with c <= pos[t] and, if window > 0, pos[t] - c < window */
+    uint32_t n_tokens, n_head,
+        n_kv_head; /* n_head a multiple of n_kv_head; head h uses kv head h / (n_head/n_kv_head) */
     uint32_t head_dim_k, head_dim_v;
-    float scale;         /* of q.k */
-    uint32_t window;     /* 0: all of the past */
-    const float *sinks;  /* [n_head] extra logits in the denominator, or NULL */
+    float scale;        /* of q.k */
+    uint32_t window;    /* 0: all of the past */
+    const float *sinks; /* [n_head] extra logits in the denominator, or NULL */
 };
 
 struct attention_kernels {

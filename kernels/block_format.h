@@ -7,15 +7,15 @@
 #include <stdint.h>
 
 enum block_type { /* ggml type ids */
-    BLOCK_F32 = 0,
-    BLOCK_F16 = 1,
-    BLOCK_Q4_0 = 2,
-    BLOCK_Q8_0 = 8,
-    BLOCK_Q4_K = 12,
-    BLOCK_Q5_K = 13,
-    BLOCK_Q6_K = 14,
-    BLOCK_BF16 = 30,
-    BLOCK_MXFP4 = 39,
+                  BLOCK_F32 = 0,
+                  BLOCK_F16 = 1,
+                  BLOCK_Q4_0 = 2,
+                  BLOCK_Q8_0 = 8,
+                  BLOCK_Q4_K = 12,
+                  BLOCK_Q5_K = 13,
+                  BLOCK_Q6_K = 14,
+                  BLOCK_BF16 = 30,
+                  BLOCK_MXFP4 = 39,
 };
 
 /* How activations are stored for a product with weights of a format. */
@@ -27,10 +27,10 @@ enum act_type {
 };
 
 struct block_format {
-    uint32_t type;   /* enum block_type */
+    uint32_t type; /* enum block_type */
     const char *name;
-    uint32_t values; /* per block */
-    uint32_t bytes;  /* per block */
+    uint32_t values;   /* per block */
+    uint32_t bytes;    /* per block */
     enum act_type act; /* the activations its fast kernels take; ACT_F32 works for every format */
     /* n values (a multiple of `values`) from whole blocks; bit-exact against ggml's own functions. */
     void (*dequantize)(const void *blocks, float *out, size_t n);

@@ -40,9 +40,10 @@ struct block_q5_k { /* Q4_K with a fifth bit */
     uint8_t q[128];
 };
 
-struct block_q6_k {    /* 16 sub-blocks of 16 values d * scale * (q - 32) */
-    uint8_t low[128];  /* per half of 128 values: 64 bytes; low nibbles are values 0..63, high nibbles 64..127 */
-    uint8_t high[64];  /* per half: 32 bytes; bits 2i, 2i + 1 of byte j are bits 4, 5 of value 32i + j */
+struct block_q6_k { /* 16 sub-blocks of 16 values d * scale * (q - 32) */
+    uint8_t
+        low[128]; /* per half of 128 values: 64 bytes; low nibbles are values 0..63, high nibbles 64..127 */
+    uint8_t high[64]; /* per half: 32 bytes; bits 2i, 2i + 1 of byte j are bits 4, 5 of value 32i + j */
     int8_t scales[16];
     uint8_t d[2]; /* F16 */
 };

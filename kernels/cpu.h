@@ -14,7 +14,7 @@ enum cpu_level {
 
 bool cpu_level_available(enum cpu_level level);
 enum cpu_level cpu_level_best(void);
-const char *cpu_level_name(enum cpu_level level);                  /* "scalar", "avx2", "avx512" */
-bool cpu_level_parse(const char *name, enum cpu_level *level);     /* false when unknown */
+const char *cpu_level_name(enum cpu_level level);              /* "scalar", "avx2", "avx512" */
+bool cpu_level_parse(const char *name, enum cpu_level *level); /* false when unknown */
 
 #endif

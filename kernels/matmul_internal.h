@@ -26,9 +26,9 @@
 #include "kernels/matmul.h"
 
 enum {
-    CHUNK = 256,                 /* values */
-    CHUNK_BLOCKS = CHUNK / 32,   /* blocks of 32 */
-    CHUNK_SUBS = CHUNK / 16,     /* runs of 16 with a scale of their own */
+    CHUNK = 256,               /* values */
+    CHUNK_BLOCKS = CHUNK / 32, /* blocks of 32 */
+    CHUNK_SUBS = CHUNK / 16,   /* runs of 16 with a scale of their own */
 };
 
 struct act_q8_0 { /* 32 values d * q */
@@ -37,7 +37,7 @@ struct act_q8_0 { /* 32 values d * q */
     int8_t q[32]; /* -127..127 */
 };
 
-struct act_q8_k {     /* 256 values d * q */
+struct act_q8_k { /* 256 values d * q */
     float d;
     int8_t q[256];    /* -127..127 */
     int16_t sums[16]; /* of 16 q each */

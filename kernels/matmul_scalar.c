@@ -13,7 +13,7 @@ struct block32_chunk {
 struct superblock {
     float d;
     float dmin;
-    bool has_mins; /* else dmin and min are not used */
+    bool has_mins;         /* else dmin and min are not used */
     int q[CHUNK];          /* unsigned, less the offset in units of d */
     int scale[CHUNK_SUBS]; /* per 16 values */
     int min[CHUNK_SUBS];
@@ -112,7 +112,7 @@ static const struct format_unpack {
     void (*block32)(const uint8_t *blocks, unsigned n_blocks, struct block32_chunk *out);
     void (*superblock)(const uint8_t *block, struct superblock *out);
 } unpacks[] = {
-    {BLOCK_Q8_0, unpack_q8_0, NULL},  {BLOCK_Q4_0, unpack_q4_0, NULL},  {BLOCK_MXFP4, unpack_mxfp4, NULL},
+    {BLOCK_Q8_0, unpack_q8_0, NULL}, {BLOCK_Q4_0, unpack_q4_0, NULL}, {BLOCK_MXFP4, unpack_mxfp4, NULL},
     {BLOCK_Q4_K, NULL, unpack_q4_k}, {BLOCK_Q5_K, NULL, unpack_q5_k}, {BLOCK_Q6_K, NULL, unpack_q6_k},
 };
 

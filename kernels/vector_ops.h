@@ -21,9 +21,9 @@ struct vector_ops {
     void (*swiglu)(float *out, const float *gate, const float *up, size_t n);
     /* out[i] = exp(x[i] - max) / sum. -INFINITY gives 0. */
     void (*softmax)(float *out, const float *x, size_t n);
-    void (*add)(float *out, const float *a, const float *b, size_t n);            /* a + b */
-    void (*scale)(float *out, const float *x, float s, size_t n);                 /* s * x */
-    void (*axpy)(float *out, const float *x, float s, size_t n);                  /* out += s * x, one rounding (fma) */
+    void (*add)(float *out, const float *a, const float *b, size_t n); /* a + b */
+    void (*scale)(float *out, const float *x, float s, size_t n);      /* s * x */
+    void (*axpy)(float *out, const float *x, float s, size_t n);       /* out += s * x, one rounding (fma) */
     float (*dot)(const float *a, const float *b, size_t n);
     /* Rotates pairs of one head: pair i < n_rot/2 by angle with cosine c[i], sine s[i].
      * neox: (x[i], x[i + n_rot/2]); else NORM: (x[2i], x[2i+1]). Values from n_rot on stay. */
@@ -41,14 +41,14 @@ void top_k(uint32_t *ids, uint32_t n, const float *scores, uint32_t count);
 
 /* RoPE frequencies with YaRN (Peng et al. 2023, arXiv:2309.00071; formula as ggml's rope_yarn). */
 struct rope_params {
-    uint32_t n_rot;        /* rotated values per head, even */
-    float freq_base;       /* theta: 10000 etc. */
-    float freq_scale;      /* 1 / scaling factor (linear and YaRN); 1: none */
-    float ext_factor;      /* YaRN interpolation mix: 1 with YaRN, 0 without */
-    float attn_factor;     /* multiplies cos and sin, before YaRN's own magnitude 1 + 0.1 ln(1/freq_scale) */
-    float beta_fast;       /* 32 */
-    float beta_slow;       /* 1 */
-    uint32_t n_ctx_orig;   /* context length of training, for YaRN's corrections */
+    uint32_t n_rot;      /* rotated values per head, even */
+    float freq_base;     /* theta: 10000 etc. */
+    float freq_scale;    /* 1 / scaling factor (linear and YaRN); 1: none */
+    float ext_factor;    /* YaRN interpolation mix: 1 with YaRN, 0 without */
+    float attn_factor;   /* multiplies cos and sin, before YaRN's own magnitude 1 + 0.1 ln(1/freq_scale) */
+    float beta_fast;     /* 32 */
+    float beta_slow;     /* 1 */
+    uint32_t n_ctx_orig; /* context length of training, for YaRN's corrections */
     const float *freq_factors; /* [n_rot/2] divisors (rope_freqs.weight), or NULL */
 };
 /* cos[n_rot/2], sin[n_rot/2] for one position. The angle base grows by repeated multiplication in F32, as ggml

@@ -13,10 +13,9 @@ enum {
     DEFAULT_CHUNK = 512,
     MAX_THREADS = 256,
     /* Measured growth between planning and the end of a run: code touched for the first time, stdio, statistics. */
-    PROCESS_GROWTH = 640 * KIB,
-    THREAD_STACK = 48 * KIB, /* touched part, per compute or reader thread */
-    READER_THREADS = 16,
-    READER_BYTES = 192 * KIB,
+    PROCESS_GROWTH = 384 * KIB,
+    THREAD_STACK = 16 * KIB, /* touched part, per compute or reader thread */
+    READER_BYTES = 96 * KIB,
     MINIMUM_STEP = 64 * KIB, /* minima are rounded up to it: resident size differs a little from run to run */
 };
 
@@ -102,6 +101,9 @@ static uint64_t choose_chunk(const struct ps_model *model, const struct ps_model
     return fixed;
 }
 
+/* The pread pool has up to one thread per read in flight, io_uring one that reaps. */
+static uint32_t reader_threads(const struct ps_model_params *r) { return r->io == PS_IO_URING ? 1 : 16; }
+
 static uint64_t minimum_budget(const struct ps_model *model, const struct ps_model_params *r, struct ps_plan plan,
                                uint64_t smallest_cache)
 {
@@ -118,7 +120,7 @@ enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_p
     expert_cache_min_size(model->shards, policy, PLAN_MIN_SLOTS, &smallest);
     *plan = (struct ps_plan){.budget = r->ram, .ctx = r->ctx, .n_shards = shard_map_n_shards(model->shards)};
     plan->kv = kv_cache_bytes(&model->hp, (enum kv_type)r->kv, r->ctx);
-    plan->process = machine_rss_bytes() + PROCESS_GROWTH + (uint64_t)(r->threads + READER_THREADS) * THREAD_STACK;
+    plan->process = machine_rss_bytes() + PROCESS_GROWTH + (uint64_t)(r->threads + reader_threads(r)) * THREAD_STACK;
     plan->io = READER_BYTES;
     uint64_t smallest_cache = smallest.arena_bytes + smallest.overhead_bytes;
     plan->minimum = minimum_budget(model, r, *plan, smallest_cache);

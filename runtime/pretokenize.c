@@ -74,7 +74,7 @@ static enum ps_status compile(struct pretokenizer *pre, const struct pre_type *t
         PCRE2_UCHAR message[128] = "";
         pcre2_get_error_message(error, message, sizeof(message));
         return ps_error_set(err, PS_ERR_UNSUPPORTED, "pre-tokenizer '%s': PCRE2 refuses its pattern: %s",
-                            type->name, (const char *)message);
+                            type->names[0], (const char *)message);
     }
     uint32_t at = pre->n_patterns++;
     pre->pattern[at].code = code;
@@ -173,7 +173,8 @@ static enum ps_status cut(struct pretokenizer *pre, uint32_t pattern, struct wor
         if (found == PCRE2_ERROR_NOMATCH)
             break;
         if (found < 0)
-            return ps_error_set(err, PS_ERR_NOMEM, "pre-tokenizer: matching failed in PCRE2 (error %d)", found);
+            return ps_error_set(err, PS_ERR_NOMEM, "pre-tokenizer: matching failed in PCRE2 (error %d)",
+                                found);
         const PCRE2_SIZE *span = pcre2_get_ovector_pointer(pre->match);
         uint32_t from = (uint32_t)span[0], to = (uint32_t)span[1];
         bool ok = from == at || add_word(&text->words, begin + from);
@@ -209,15 +210,15 @@ static bool normalize(const char *bytes, size_t length, struct word_text *out)
     while (at < length) {
         uint32_t code_point;
         at += utf8_decode(bytes + at, length - at, &code_point);
-        utf8_encode(stand_in_for(code_point), out->subject + to);
-        to += utf8_encode(code_point, out->text + to);
+        utf8_put(stand_in_for(code_point), out->subject + to);
+        to += utf8_put(code_point, out->text + to);
     }
     out->length = to;
     return true;
 }
 
-enum ps_status pretokenizer_split(struct pretokenizer *pre, const char *bytes, size_t length, struct word_text *out,
-                                  struct ps_error *err)
+enum ps_status pretokenizer_split(struct pretokenizer *pre, const char *bytes, size_t length,
+                                  struct word_text *out, struct ps_error *err)
 {
     out->length = 0;
     out->words.count = 0;

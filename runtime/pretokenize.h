@@ -10,21 +10,22 @@
 #include "storage/gguf.h"
 #include "storage/status.h"
 
-enum { PRE_MAX_PATTERNS = 6 };
+enum { PRE_MAX_PATTERNS = 6, PRE_MAX_NAMES = 16 };
 
 /* The pattern that is a text up to and with a run of digits, group 1 being the run: this one's matches are cut further, into
  * groups of three digits from the right. \\G: it takes all of a text, so there is nothing to search for. */
 #define PRE_DIGIT_GROUPS "\\G\\P{N}*+(\\p{N}++)"
 
 struct pre_type {
-    const char *name;
-    const char *const *patterns; /* applied one after the other, each within the cuts of the one before; NULL ends them */
-    bool ignore_merges;          /* a word that is a token needs no merges */
-    bool adds_bos;               /* unless the metadata says otherwise */
-    bool always_bos;             /* whatever the metadata says */
+    const char *names[PRE_MAX_NAMES + 1]; /* NULL ends them */
+    const char *const
+        *patterns; /* applied one after the other, each within the cuts of the one before; NULL ends them */
+    bool ignore_merges; /* a word that is a token needs no merges */
+    bool adds_bos;      /* unless the metadata says otherwise */
+    bool always_bos;    /* whatever the metadata says */
     bool no_default_bos;
-    bool raw_utf8;               /* tokens are plain text with U+2581 for the space, not GPT-2's byte alphabet */
-    bool newline_tokens;         /* a run of newlines that is a token stays whole */
+    bool raw_utf8;       /* tokens are plain text with U+2581 for the space, not GPT-2's byte alphabet */
+    bool newline_tokens; /* a run of newlines that is a token stays whole */
     bool may_lack_merges;
 };
 
@@ -52,14 +53,14 @@ struct word_text {
     size_t length;
     struct word_list words;
 
-    char *subject;             /* what the patterns see: as text, but for characters that need another's properties */
-    size_t capacity;           /* of text and of subject */
+    char *subject;   /* what the patterns see: as text, but for characters that need another's properties */
+    size_t capacity; /* of text and of subject */
     struct word_list previous; /* cuts of the pattern before */
 };
 
 /* Any bytes; length <= UINT32_MAX / 3. What is not UTF-8 becomes U+FFFD. */
-enum ps_status pretokenizer_split(struct pretokenizer *pre, const char *bytes, size_t length, struct word_text *out,
-                                  struct ps_error *err);
+enum ps_status pretokenizer_split(struct pretokenizer *pre, const char *bytes, size_t length,
+                                  struct word_text *out, struct ps_error *err);
 void word_text_deinit(struct word_text *text);
 
 #endif

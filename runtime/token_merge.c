@@ -84,10 +84,8 @@ static size_t split_characters(struct merge_symbol *symbols, const char *text, s
         size_t bytes = utf8_sequence_length((unsigned char)text[at]);
         if (bytes > length - at)
             bytes = length - at;
-        symbols[n] = (struct merge_symbol){.start = (uint32_t)at,
-                                           .length = (uint32_t)bytes,
-                                           .prev = (int32_t)n - 1,
-                                           .next = (int32_t)n + 1};
+        symbols[n] = (struct merge_symbol){
+            .start = (uint32_t)at, .length = (uint32_t)bytes, .prev = (int32_t)n - 1, .next = (int32_t)n + 1};
         at += bytes;
     }
     symbols[n - 1].next = -1;

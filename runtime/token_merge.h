@@ -16,7 +16,8 @@ struct merge_symbol {
 };
 
 /* Whether the two symbols that lie side by side at text may be joined, and with which rank. */
-typedef bool (*merge_rank)(const void *context, const char *text, uint32_t left, uint32_t right, uint32_t *rank);
+typedef bool (*merge_rank)(const void *context, const char *text, uint32_t left, uint32_t right,
+                           uint32_t *rank);
 
 struct merge_candidate;
 

@@ -42,7 +42,8 @@ static uint32_t pair_hash(const char *text, uint32_t left, uint32_t right)
     return text_hash_end(text_hash_add(state, text + left, right));
 }
 
-static bool merge_is(const struct vocab *vocab, uint64_t offset, const char *text, uint32_t left, uint32_t right)
+static bool merge_is(const struct vocab *vocab, uint64_t offset, const char *text, uint32_t left,
+                     uint32_t right)
 {
     struct gguf_string merge = string_array_next(vocab->merges->data, &offset);
     return merge.length == (uint64_t)left + 1 + right && memcmp(merge.data, text, left) == 0 &&
@@ -126,7 +127,7 @@ static const char *spell(struct bpe_encoder *encoder, const char *word, size_t *
     }
     size_t n = 0;
     for (size_t i = 0; i < *length; i++)
-        n += utf8_encode(alphabet_of_byte((unsigned char)word[i]), encoder->spelled + n);
+        n += utf8_put(alphabet_of_byte((unsigned char)word[i]), encoder->spelled + n);
     *length = n;
     return encoder->spelled;
 }
@@ -162,7 +163,8 @@ static bool encode_word(struct bpe_encoder *encoder, const char *word, size_t le
     const char *text = spell(encoder, word, &length);
     if (!text)
         return false;
-    bool whole = vocab->pre_type->ignore_merges || (vocab->pre_type->newline_tokens && is_newlines(text, length));
+    bool whole =
+        vocab->pre_type->ignore_merges || (vocab->pre_type->newline_tokens && is_newlines(text, length));
     int32_t id = whole ? vocab_find(vocab, text, length) : -1;
     if (id >= 0)
         return id_list_add(encoder->out, id);
@@ -180,7 +182,8 @@ static bool encode_word(struct bpe_encoder *encoder, const char *word, size_t le
 static enum ps_status encode_text(struct bpe_encoder *encoder, const char *text, size_t length,
                                   struct ps_error *err)
 {
-    enum ps_status status = pretokenizer_split(encoder->vocab->pretokenizer, text, length, &encoder->words, err);
+    enum ps_status status =
+        pretokenizer_split(encoder->vocab->pretokenizer, text, length, &encoder->words, err);
     if (status != PS_OK)
         return status;
     uint32_t begin = 0;
@@ -193,7 +196,8 @@ static enum ps_status encode_text(struct bpe_encoder *encoder, const char *text,
     return PS_OK;
 }
 
-static enum ps_status encode_fragment(struct bpe_encoder *encoder, const struct fragment *f, struct ps_error *err)
+static enum ps_status encode_fragment(struct bpe_encoder *encoder, const struct fragment *f,
+                                      struct ps_error *err)
 {
     if (f->token >= 0)
         return id_list_add(encoder->out, f->token) ? PS_OK : out_of_memory(err);
@@ -213,7 +217,8 @@ enum ps_status bpe_encode(struct vocab *vocab, const struct fragment *fragments,
 {
     enum ps_status status = index_merges(vocab, err);
     struct bpe_encoder encoder = {.vocab = vocab, .out = out};
-    for (const struct fragment *f = fragments; f && status == PS_OK; f = f->next < 0 ? NULL : &fragments[f->next])
+    for (const struct fragment *f = fragments; f && status == PS_OK;
+         f = f->next < 0 ? NULL : &fragments[f->next])
         status = encode_fragment(&encoder, f, err);
     word_text_deinit(&encoder.words);
     token_merger_deinit(&encoder.merger);

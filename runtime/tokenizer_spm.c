@@ -40,8 +40,8 @@ static bool add_bytes(const struct vocab *vocab, const char *text, size_t length
     return true;
 }
 
-static bool encode_text(const struct vocab *vocab, struct token_merger *merger, const char *text, size_t length,
-                        struct id_list *out)
+static bool encode_text(const struct vocab *vocab, struct token_merger *merger, const char *text,
+                        size_t length, struct id_list *out)
 {
     if (length == 0)
         return true;

@@ -37,7 +37,7 @@ unsigned utf8_decode(const char *bytes, size_t length, uint32_t *code_point)
     return n;
 }
 
-unsigned utf8_encode(uint32_t code_point, char *out)
+unsigned utf8_put(uint32_t code_point, char *out)
 {
     if (code_point < 0x80) {
         out[0] = (char)code_point;

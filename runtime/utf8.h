@@ -16,6 +16,6 @@ unsigned utf8_sequence_length(unsigned char lead);
 unsigned utf8_decode(const char *bytes, size_t length, uint32_t *code_point);
 
 /* Writes 1..4 bytes and returns how many; code_point <= 0x10FFFF. */
-unsigned utf8_encode(uint32_t code_point, char *out);
+unsigned utf8_put(uint32_t code_point, char *out);
 
 #endif

@@ -11,7 +11,7 @@
 
 static const char word_space[] = "\xE2\x96\x81"; /* U+2581, SentencePiece's space */
 enum { WORD_SPACE_LENGTH = sizeof(word_space) - 1 };
-enum { MAX_TEXT = 1 << 28 }; /* bytes; positions stay within 32 bits after escaping and replacing */
+enum { MAX_TEXT = 1 << 26 }; /* bytes; positions stay within 32 bits after escaping and replacing */
 
 static enum ps_status out_of_memory(struct ps_error *err)
 {
@@ -109,7 +109,8 @@ int32_t vocab_find_byte(const struct vocab *vocab, unsigned char byte)
     return vocab_find(vocab, text, 6);
 }
 
-int32_t vocab_id_of_key(const struct vocab *vocab, const struct gguf *gguf, const char *key, int32_t otherwise)
+int32_t vocab_id_of_key(const struct vocab *vocab, const struct gguf *gguf, const char *key,
+                        int32_t otherwise)
 {
     uint64_t id;
     if (gguf_get_u64(gguf, key, &id) && id < vocab->n_tokens)
@@ -264,9 +265,10 @@ static enum ps_status choose_model(struct vocab *vocab, const struct gguf *gguf,
         if (gguf_get_string(gguf, "tokenizer.ggml.pre", &name) && name.length > 0)
             pre = name;
     } else {
-        return ps_error_set(err, PS_ERR_UNSUPPORTED,
-                            "tokenizer.ggml.model: '%.*s' is not handled: these are: gpt2, llama, gemma4, no_vocab, none",
-                            model.length < 60 ? (int)model.length : 60, model.data);
+        return ps_error_set(
+            err, PS_ERR_UNSUPPORTED,
+            "tokenizer.ggml.model: '%.*s' is not handled: these are: gpt2, llama, gemma4, no_vocab, none",
+            model.length < 60 ? (int)model.length : 60, model.data);
     }
     enum ps_status status = find_pre_type(vocab, pre, err);
     if (status != PS_OK)
@@ -294,9 +296,11 @@ static enum ps_status load_special(struct vocab *vocab, const struct gguf *gguf,
     if (vocab->pre_type && vocab->pre_type->always_bos)
         vocab->adds_bos = true;
     if (vocab->adds_bos && vocab->bos < 0)
-        return ps_error_set(err, PS_ERR_FORMAT, "tokenizer.ggml.bos_token_id: missing, but a text starts with it");
+        return ps_error_set(err, PS_ERR_FORMAT,
+                            "tokenizer.ggml.bos_token_id: missing, but a text starts with it");
     if (vocab->adds_eos && vocab->eos < 0)
-        return ps_error_set(err, PS_ERR_FORMAT, "tokenizer.ggml.eos_token_id: missing, but a text ends with it");
+        return ps_error_set(err, PS_ERR_FORMAT,
+                            "tokenizer.ggml.eos_token_id: missing, but a text ends with it");
     vocab_mark_special(vocab, gguf);
     return vocab_index_special(vocab) ? PS_OK : out_of_memory(err);
 }
@@ -431,10 +435,11 @@ enum ps_status vocab_encode(struct vocab *vocab, const char *text, size_t length
     *ids = NULL;
     *n_ids = 0;
     if (vocab->kind == VOCAB_NONE)
-        return ps_error_set(err, PS_ERR_UNSUPPORTED, "this model has no vocabulary to encode text with: give token ids");
+        return ps_error_set(err, PS_ERR_UNSUPPORTED,
+                            "this model has no vocabulary to encode text with: give token ids");
     if (length > MAX_TEXT)
-        return ps_error_set(err, PS_ERR_ARGUMENT, "text of %zu bytes: at most %d can be encoded at once", length,
-                            MAX_TEXT);
+        return ps_error_set(err, PS_ERR_ARGUMENT, "text of %zu bytes: at most %d can be encoded at once",
+                            length, MAX_TEXT);
 
     struct id_list list = {0};
     struct fragment *fragments;
@@ -482,7 +487,8 @@ static void put(struct piece_writer *writer, const char *bytes, size_t n)
 static void put_unescaped(struct piece_writer *writer, struct gguf_string text)
 {
     for (uint64_t i = 0; i < text.length;) {
-        bool space = text.length - i >= WORD_SPACE_LENGTH && memcmp(text.data + i, word_space, WORD_SPACE_LENGTH) == 0;
+        bool space =
+            text.length - i >= WORD_SPACE_LENGTH && memcmp(text.data + i, word_space, WORD_SPACE_LENGTH) == 0;
         put(writer, space ? " " : text.data + i, 1);
         i += space ? WORD_SPACE_LENGTH : 1;
     }
@@ -520,7 +526,8 @@ static void put_byte(struct piece_writer *writer, struct gguf_string text)
     put(writer, &byte, 1);
 }
 
-size_t vocab_piece(const struct vocab *vocab, int32_t id, bool first, bool show_special, char *out, size_t size)
+size_t vocab_piece(const struct vocab *vocab, int32_t id, bool first, bool show_special, char *out,
+                   size_t size)
 {
     if (!has_attributes(vocab, id))
         return 0;

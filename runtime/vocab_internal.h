@@ -32,27 +32,29 @@ struct vocab {
     uint32_t n_tokens;
 
     const uint8_t *strings; /* the packed array of token texts in the gguf header */
-    uint32_t *offset;       /* [n_tokens] of each text's bytes in strings; its length stands in the 8 bytes before */
-    uint8_t *attributes;    /* [n_tokens] TOKEN_* */
-    struct slot_table ids;  /* by text */
-    uint32_t longest;       /* bytes of the longest text */
+    uint32_t
+        *offset; /* [n_tokens] of each text's bytes in strings; its length stands in the 8 bytes before */
+    uint8_t *attributes;             /* [n_tokens] TOKEN_* */
+    struct slot_table ids;           /* by text */
+    uint32_t longest;                /* bytes of the longest text */
     const struct gguf_array *scores; /* NULL: all 0 */
 
     int32_t bos, eos, unknown; /* -1: none */
     bool adds_bos, adds_eos;
     bool adds_space; /* SPM: a space in front of text at the start or after a special token */
 
-    int32_t *special;  /* [n_special] tokens to be found in text, longest first */
-    int32_t *by_text;  /* [n_special] indices into special, by text */
+    int32_t *special; /* [n_special] tokens to be found in text, longest first */
+    int32_t *by_text; /* [n_special] indices into special, by text */
     uint32_t n_special;
     uint32_t special_starts[8]; /* bit set: a special token starts with this byte */
 
     const struct pre_type *pre_type;   /* BPE */
     struct pretokenizer *pretokenizer; /* BPE */
     const struct gguf_array *merges;   /* BPE; NULL: none */
-    struct slot_table merge_ranks;     /* by "left right"; made at the first encode. A slot holds the merge's offset in the
+    struct slot_table
+        merge_ranks; /* by "left right"; made at the first encode. A slot holds the merge's offset in the
                                           array's data, which orders as its rank does */
-    uint32_t longest_merge;            /* bytes */
+    uint32_t longest_merge; /* bytes */
 };
 
 /* Text of a token; id < n_tokens. */
@@ -60,7 +62,8 @@ struct gguf_string vocab_text(const struct vocab *vocab, uint32_t id);
 /* -1 when there is none. */
 int32_t vocab_find(const struct vocab *vocab, const char *text, size_t length);
 /* A token named in the metadata; otherwise if the key is absent or its id is not one of the vocabulary. */
-int32_t vocab_id_of_key(const struct vocab *vocab, const struct gguf *gguf, const char *key, int32_t otherwise);
+int32_t vocab_id_of_key(const struct vocab *vocab, const struct gguf *gguf, const char *key,
+                        int32_t otherwise);
 /* The token <0xXX>; -1 when there is none. */
 int32_t vocab_find_byte(const struct vocab *vocab, unsigned char byte);
 
@@ -111,8 +114,8 @@ void vocab_mark_special(struct vocab *vocab, const struct gguf *gguf);
 bool vocab_index_special(struct vocab *vocab);
 /* Splits text at special tokens; a chain from *fragments[0] (malloc'ed, the caller's; NULL for an empty text). Control and
  * unknown tokens are found only with parse_special. */
-enum ps_status vocab_split_special(const struct vocab *vocab, const char *text, size_t length, bool parse_special,
-                                   struct fragment **fragments, struct ps_error *err);
+enum ps_status vocab_split_special(const struct vocab *vocab, const char *text, size_t length,
+                                   bool parse_special, struct fragment **fragments, struct ps_error *err);
 
 /* Encode the chain of fragments. */
 enum ps_status spm_encode(const struct vocab *vocab, const struct fragment *fragments, struct id_list *out,

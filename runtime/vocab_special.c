@@ -24,10 +24,28 @@ static void set_type(struct vocab *vocab, const char *name, unsigned type, bool 
         vocab->attributes[id] = (uint8_t)(type | (ends_generation ? TOKEN_ENDS : 0));
 }
 
-static const char *const end_names[] = {
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
-    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
-    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["};
+static const char *const end_names[] = {"<|eot_id|>",
+                                        "<|im_end|>",
+                                        "<|end|>",
+                                        "<|return|>",
+                                        "<|call|>",
+                                        "<|flush|>",
+                                        "<|calls|>",
+                                        "<end_of_turn>",
+                                        "<|endoftext|>",
+                                        "</s>",
+                                        "<|eom_id|>",
+                                        "<EOT>",
+                                        "_<EOT>",
+                                        "[EOT]",
+                                        "[EOS]",
+                                        "<|end_of_text|>",
+                                        "<end_of_utterance>",
+                                        "<eos>",
+                                        "<turn|>",
+                                        "<|tool_response>",
+                                        "<｜end▁of▁sentence｜>",
+                                        "[e~["};
 
 /* Fill-in-the-middle tokens are control tokens; the last three end a generation. */
 static const struct fim_token {
@@ -35,17 +53,28 @@ static const struct fim_token {
     bool ends;
     const char *names[9];
 } fim_tokens[] = {
-    {"tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id", false,
-     {"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
-      "<|prefix|>"}},
-    {"tokenizer.ggml.fim_suf_token_id", "tokenizer.ggml.suffix_token_id", false,
-     {"<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>",
-      "<|suffix|>"}},
-    {"tokenizer.ggml.fim_mid_token_id", "tokenizer.ggml.middle_token_id", false,
+    {"tokenizer.ggml.fim_pre_token_id",
+     "tokenizer.ggml.prefix_token_id",
+     false,
+     {"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
+      "<|code_prefix|>", "<|prefix|>"}},
+    {"tokenizer.ggml.fim_suf_token_id",
+     "tokenizer.ggml.suffix_token_id",
+     false,
+     {"<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>",
+      "<|code_suffix|>", "<|suffix|>"}},
+    {"tokenizer.ggml.fim_mid_token_id",
+     "tokenizer.ggml.middle_token_id",
+     false,
      {"<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>",
       "<|middle|>"}},
-    {"tokenizer.ggml.fim_pad_token_id", NULL, true, {"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"}},
-    {"tokenizer.ggml.fim_rep_token_id", NULL, true,
+    {"tokenizer.ggml.fim_pad_token_id",
+     NULL,
+     true,
+     {"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"}},
+    {"tokenizer.ggml.fim_rep_token_id",
+     NULL,
+     true,
      {"<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"}},
     {"tokenizer.ggml.fim_sep_token_id", NULL, true, {"<|file_sep|>"}},
 };
@@ -130,7 +159,8 @@ void vocab_mark_special(struct vocab *vocab, const struct gguf *gguf)
 static int by_length(const void *a, const void *b, void *context)
 {
     const int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
-    uint64_t x_length = vocab_text(context, (uint32_t)x).length, y_length = vocab_text(context, (uint32_t)y).length;
+    uint64_t x_length = vocab_text(context, (uint32_t)x).length,
+             y_length = vocab_text(context, (uint32_t)y).length;
     if (x_length != y_length)
         return x_length > y_length ? -1 : 1;
     return x < y ? -1 : x > y;
@@ -185,7 +215,8 @@ static unsigned byte_at(const struct vocab *vocab, uint32_t index, size_t depth)
 }
 
 /* First index of [low, high) whose byte at depth is >= byte. */
-static uint32_t lower_bound(const struct vocab *vocab, uint32_t low, uint32_t high, size_t depth, unsigned byte)
+static uint32_t lower_bound(const struct vocab *vocab, uint32_t low, uint32_t high, size_t depth,
+                            unsigned byte)
 {
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
@@ -245,8 +276,8 @@ static bool add_after(struct fragment_list *list, int32_t *after, struct fragmen
 }
 
 /* Takes every occurrence of a token out of the plain fragment at index. */
-static bool split_fragment(struct fragment_list *list, int32_t index, int32_t token, struct gguf_string needle,
-                           bool strips_right)
+static bool split_fragment(struct fragment_list *list, int32_t index, int32_t token,
+                           struct gguf_string needle, bool strips_right)
 {
     for (;;) {
         struct fragment *f = &list->items[index];
@@ -267,13 +298,15 @@ static bool split_fragment(struct fragment_list *list, int32_t index, int32_t to
             rest++;
         if (rest == end)
             return true;
-        if (!add_after(list, &index, (struct fragment){.text = rest, .length = (size_t)(end - rest), .token = -1}))
+        if (!add_after(list, &index,
+                       (struct fragment){.text = rest, .length = (size_t)(end - rest), .token = -1}))
             return false;
     }
 }
 
 /* Longest first: each token takes its places in what the longer ones have left. */
-static bool split_all(const struct vocab *vocab, bool parse_special, const bool *present, struct fragment_list *list)
+static bool split_all(const struct vocab *vocab, bool parse_special, const bool *present,
+                      struct fragment_list *list)
 {
     for (uint32_t s = 0; s < vocab->n_special; s++) {
         int32_t token = vocab->special[s];
@@ -282,8 +315,9 @@ static bool split_all(const struct vocab *vocab, bool parse_special, const bool 
             continue;
         for (int32_t i = 0; i >= 0;) {
             int32_t next = list->items[i].next;
-            if (list->items[i].token < 0 && !split_fragment(list, i, token, vocab_text(vocab, (uint32_t)token),
-                                                            attributes & TOKEN_STRIPS_RIGHT))
+            if (list->items[i].token < 0 &&
+                !split_fragment(list, i, token, vocab_text(vocab, (uint32_t)token),
+                                attributes & TOKEN_STRIPS_RIGHT))
                 return false;
             i = next;
         }
@@ -291,8 +325,8 @@ static bool split_all(const struct vocab *vocab, bool parse_special, const bool 
     return true;
 }
 
-enum ps_status vocab_split_special(const struct vocab *vocab, const char *text, size_t length, bool parse_special,
-                                   struct fragment **fragments, struct ps_error *err)
+enum ps_status vocab_split_special(const struct vocab *vocab, const char *text, size_t length,
+                                   bool parse_special, struct fragment **fragments, struct ps_error *err)
 {
     *fragments = NULL;
     if (length == 0)
@@ -300,7 +334,8 @@ enum ps_status vocab_split_special(const struct vocab *vocab, const char *text, 
     struct fragment_list list = {0};
     int32_t first = -1;
     bool *present = calloc((size_t)vocab->n_special + 1, sizeof(*present));
-    bool ok = present && add_after(&list, &first, (struct fragment){.text = text, .length = length, .token = -1});
+    bool ok =
+        present && add_after(&list, &first, (struct fragment){.text = text, .length = length, .token = -1});
     for (size_t i = 0; i < length && ok; i++) {
         unsigned char byte = (unsigned char)text[i];
         if (vocab->special_starts[byte / 32] >> byte % 32 & 1)

@@ -1,4 +1,4 @@
-/* File extent: bytes of one of the model's files, and how extents that are neighbours become one read range. */
+/* File extent: bytes of one of the model's files, and how neighbouring extents become one read range. */
 #ifndef PENSTOCK_STORAGE_FILE_EXTENT_H
 #define PENSTOCK_STORAGE_FILE_EXTENT_H
 
@@ -30,8 +30,8 @@ static inline uint64_t file_extent_buffer_bytes(const struct io_range *ranges, u
     return last->at + io_range_span(last->offset, last->length);
 }
 
-/* Adds an extent, which lies behind all those added before, and returns the range that holds it. It joins the last
- * range if their aligned spans touch or overlap: then the bytes between them cost no further read. */
+/* Adds an extent, which lies behind all those added before, and returns the range that holds it. It joins the
+ * last range if their aligned spans touch or overlap: then the bytes between them cost no further read. */
 static inline const struct io_range *file_extent_add(struct io_range *ranges, uint32_t *n_ranges,
                                                      const struct file_extent *extent)
 {

@@ -1,5 +1,5 @@
-/* Block types of GGUF files: ids, names and sizes of every ggml type as of llama.cpp v0.5.0 (facts from ggml.h and
- * ggml-common.h). Ids that ggml has withdrawn (4, 5, 31-33, 36-38) are unknown here too. */
+/* Block types of GGUF files: ids, names and sizes of every ggml type as of llama.cpp v0.5.0 (facts from
+ * ggml.h and ggml-common.h). Ids that ggml has withdrawn (4, 5, 31-33, 36-38) are unknown here too. */
 #include "storage/gguf.h"
 
 #include <strings.h>

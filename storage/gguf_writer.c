@@ -1,5 +1,6 @@
-/* GGUF writer: see the header. Metadata and directory are built in memory and written at begin_data(); tensor data
- * goes straight to its place. Padding is never written: the file is extended, and what is skipped reads as zero. */
+/* GGUF writer: see the header. Metadata and directory are built in memory and written at begin_data(); tensor
+ * data goes straight to its place. Padding is never written: the file is extended, and what is skipped reads
+ * as zero. */
 #include "storage/gguf_writer.h"
 
 #include <errno.h>
@@ -476,8 +477,8 @@ uint64_t gguf_writer_file_bytes(const struct gguf_writer *w)
     return w->file_bytes;
 }
 
-/* Has the drive write what has been given so far, and drops from the page cache what it wrote before: the page cache
- * is the user's. Advice only; failures show at fsync. */
+/* Has the drive write what has been given so far, and drops from the page cache what it wrote before: the
+ * page cache is the user's. Advice only; failures show at fsync. */
 static void write_behind(struct gguf_writer *w, uint64_t end)
 {
     if (end < w->pushed + WRITE_BEHIND)
@@ -516,8 +517,8 @@ enum ps_status gguf_writer_write(struct gguf_writer *w, const void *data, size_t
     return PS_OK;
 }
 
-/* Makes the new name last through a power failure. Some filesystems cannot sync a directory: then nothing is lost
- * but that promise. */
+/* Makes the new name last through a power failure. Some filesystems cannot sync a directory: then nothing is
+ * lost but that promise. */
 static void sync_directory(const char *path)
 {
     const char *slash = strrchr(path, '/');

@@ -8,10 +8,10 @@
  *     gguf_writer_finish(w, &err);                            on disk and under its name
  *     gguf_writer_free(w);
  *
- * The file grows under a temporary name beside the target and is renamed at the end: whoever opens the target sees
- * the old file or the whole new one. Data goes straight from the caller's buffer to the file; pieces of 1 MiB and
- * more run at the drive's speed. Pages are written back and dropped from the page cache along the way.
- * Not for several threads at once. */
+ * The file grows under a temporary name beside the target and is renamed at the end: whoever opens the
+ * target sees the old file or the whole new one. Data goes straight from the caller's buffer to the file;
+ * pieces of 1 MiB and more run at the drive's speed. Pages are written back and dropped from the page cache
+ * along the way. Not for several threads at once. */
 #ifndef PENSTOCK_STORAGE_GGUF_WRITER_H
 #define PENSTOCK_STORAGE_GGUF_WRITER_H
 
@@ -30,7 +30,8 @@ enum ps_status gguf_writer_new(struct gguf_writer **out, const char *path, uint3
 /* Removes the temporary file unless finish() has succeeded. NULL is fine. */
 void gguf_writer_free(struct gguf_writer *writer);
 
-/* Metadata, before begin_data(); keys must differ. general.alignment is the writer's own. Everything given is copied. */
+/* Metadata, before begin_data(); keys must differ. general.alignment is the writer's own. Everything given is
+ * copied. */
 void gguf_writer_set_u32(struct gguf_writer *writer, const char *key, uint32_t value);
 void gguf_writer_set_u64(struct gguf_writer *writer, const char *key, uint64_t value);
 void gguf_writer_set_i32(struct gguf_writer *writer, const char *key, int32_t value);
@@ -42,8 +43,8 @@ void gguf_writer_set_strings(struct gguf_writer *writer, const char *key, const 
 /* values: count packed numbers or bools of that type. */
 void gguf_writer_set_array(struct gguf_writer *writer, const char *key, enum gguf_value_type type,
                            const void *values, uint64_t count);
-/* A value of any type, such as one that was read from another file. Nested arrays, which the reader skips, cannot be
- * copied: PS_ERR_UNSUPPORTED. */
+/* A value of any type, such as one that was read from another file. Nested arrays, which the reader skips,
+ * cannot be copied: PS_ERR_UNSUPPORTED. */
 void gguf_writer_set_value(struct gguf_writer *writer, struct gguf_string key,
                            const struct gguf_value *value);
 
@@ -51,8 +52,8 @@ void gguf_writer_set_value(struct gguf_writer *writer, struct gguf_string key,
 void gguf_writer_add_tensor(struct gguf_writer *writer, const char *name, uint32_t type, uint32_t n_dims,
                             const uint64_t *dims);
 
-/* The first failure of the calls above: PS_ERR_ARGUMENT (names the key or tensor), PS_ERR_UNSUPPORTED, PS_ERR_NOMEM;
- * or PS_ERR_IO, also when the disk has no room for the whole file. */
+/* The first failure of the calls above: PS_ERR_ARGUMENT (names the key or tensor), PS_ERR_UNSUPPORTED,
+ * PS_ERR_NOMEM; or PS_ERR_IO, also when the disk has no room for the whole file. */
 enum ps_status gguf_writer_begin_data(struct gguf_writer *writer, struct ps_error *err);
 uint64_t gguf_writer_file_bytes(const struct gguf_writer *writer); /* of the whole file; after begin_data() */
 

@@ -447,8 +447,8 @@ const struct shard_layer *shard_map_layer(const struct shard_map *map, uint32_t 
     return &map->layers[layer].shape;
 }
 
-/* Layers without experts share the first shard of the next layer that has some, so the last layer that starts at or
- * before the shard holds it. */
+/* Layers without experts share the first shard of the next layer that has some, so the last layer that starts
+ * at or before the shard holds it. */
 uint32_t shard_map_shard_layer(const struct shard_map *map, uint32_t shard)
 {
     uint32_t low = 0, high = map->n_layers;

@@ -99,19 +99,26 @@ static void number_limits(const struct flag *flag, double *min, double *max)
     }
 }
 
+/* The words or names that a flag lists; NULL past the end. */
+static const char *word_at(const struct flag *flag, uint32_t index)
+{
+    if (flag->name_at)
+        return flag->name_at(index);
+    for (const struct flag_word *word = flag->words; word && word->name; word++) {
+        if (index-- == 0)
+            return word->name;
+    }
+    return NULL;
+}
+
 /* "a, b, c" */
 static void list_words(const struct flag *flag, char *out, size_t size)
 {
     size_t at = 0;
+    const char *name;
     out[0] = 0;
-    for (uint32_t i = 0;; i++) {
-        const char *name = flag->name_at ? flag->name_at(i) : flag->words[i].name;
-        const char *next = !name ? NULL : flag->name_at ? flag->name_at(i + 1) : flag->words[i + 1].name;
-        if (!name || at >= size)
-            return;
-        int n = snprintf(out + at, size - at, "%s%s", name, next ? ", " : "");
-        at += n > 0 ? (size_t)n : 0;
-    }
+    for (uint32_t i = 0; (name = word_at(flag, i)) && at < size; i++)
+        at += (size_t)snprintf(out + at, size - at, "%s%s", i ? ", " : "", name);
 }
 
 static void print_limit(double value, enum flag_type type, char *out, size_t size)
@@ -500,7 +507,7 @@ static void print_names(const struct flag *flag, FILE *out)
     enum { LAST_COLUMN = 90 };
     size_t at = 0;
     const char *name;
-    for (uint32_t i = 0; (name = flag->name_at(i)); i++) {
+    for (uint32_t i = 0; (name = word_at(flag, i)); i++) {
         bool first = at == 0;
         if (first || at + strlen(name) + 2 > LAST_COLUMN) {
             fprintf(out, "%s%*s", first ? "" : ",\n", HELP_COLUMN, "");
@@ -528,7 +535,7 @@ static void print_flag(const struct flag *flag, const void *target, FILE *out)
     if (value[0])
         fprintf(out, " [%s]", value);
     fputc('\n', out);
-    if (flag->name_at)
+    if (flag->name_at || (flag->type == FLAG_CHOICE && flag->metavar))
         print_names(flag, out);
 }
 

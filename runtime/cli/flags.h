@@ -42,10 +42,11 @@ struct flag {
     const char *name; /* without "--"; NULL ends the rows */
     char short_name;  /* 0: none */
     enum flag_type type;
-    size_t offset;       /* of the target, bytes into the group's struct */
-    const char *metavar; /* NULL: a word that fits the type */
-    const char *help;    /* may hold newlines; the default is added */
-    double min, max;     /* numbers and sizes, both inclusive; 0, 0: whatever the type holds */
+    size_t offset; /* of the target, bytes into the group's struct */
+    const char
+        *metavar; /* NULL: what fits the type; a FLAG_CHOICE that has one lists its words below the help */
+    const char *help; /* may hold newlines; the default is added */
+    double min, max;  /* numbers and sizes, both inclusive; 0, 0: whatever the type holds */
     const struct flag_word
         *words; /* FLAG_CHOICE; for numbers and sizes: words that stand for a value ("auto") */
     const char *(*name_at)(uint32_t index); /* FLAG_NAME; NULL past the end */

@@ -167,10 +167,9 @@ class TestCase(unittest.TestCase):
     def logits(self, model, tokens, *flags, experts=None, **process):
         """The raw bytes that `eval logits` writes; with experts, also the chosen experts' ids."""
         out = self.path("logits.f32")
-        args = ["eval", "logits", "-m", model, "--tokens", comma_list(tokens), "-o", out, *flags]
         if experts:
-            args += ["--experts", self.path("experts.i32")]
-        self.ok(*args, **process)
+            flags += ("--experts", self.path("experts.i32"))
+        self.ok(*logits_command(model, tokens, *flags, out=out), **process)
         if experts:
             return read_bytes(out), read_bytes(self.path("experts.i32"))
         return read_bytes(out)
@@ -186,9 +185,6 @@ class TestCase(unittest.TestCase):
         path = self.path("stats.json")
         result = self.ok(*args, "--stats", path)
         return result, json.loads(read_bytes(path))
-
-    def smallest_budget(self, model, *flags):
-        return smallest_budget(model, *flags)
 
 
 def read_bytes(path):
@@ -223,22 +219,22 @@ def comma_list(values):
 
 # ---- Sizes and budgets ----
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?) ?([KMGT]?)(?:iB|B)?(?![\w.]*\w)")
-
-
-def sizes_in(message):
-    """Every size that a message names, as (bytes, the text to pass to --ram)."""
-    return [(float(m[1]) * _UNITS[m[2]], m[1] + m[2]) for m in _SIZE.finditer(message)]
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SMALLEST = re.compile(r"smallest that works is (\d+)([KMGT]?)\b")
 
 
 @functools.lru_cache(maxsize=None)
-def smallest_budget(model, *flags):
-    """The smallest --ram that works, as the refusal of a tiny one names it: (bytes, text)."""
-    result = run("run", "-m", model, "--prompt-tokens", "1", "-n", "1", "--temp", "0", "--ram", "64K", *flags)
-    if result.code != 1 or not sizes_in(result.message):
+def smallest_budget(*command):
+    """The smallest --ram that works for a command, in bytes, as the refusal of a tiny one names it."""
+    result = run(*command, "--ram", "64K")
+    named = _SMALLEST.search(result.message)
+    if result.code != 1 or not named:
         raise AssertionError("a budget of 64K was not refused with the smallest that works" + str(result))
-    return max(sizes_in(result.message))
+    return int(named[1]) * _UNITS.get(named[2], 1)
+
+
+def logits_command(model, tokens, *flags, out=os.devnull):
+    return ("eval", "logits", "-m", model, "--tokens", comma_list(tokens), "-o", out, *flags)
 
 
 @functools.lru_cache(maxsize=None)
@@ -258,8 +254,8 @@ def cache_policies():
 @functools.lru_cache(maxsize=None)
 def cpu_levels():
     """Instruction-set levels that this machine can run."""
-    probe = ["eval", "logits", "-m", BUNDLED_MODEL, "--tokens", "1", "-o", os.devnull]
-    levels = [level for level in ("scalar", "avx2", "avx512") if run(*probe, "--cpu", level).code == 0]
+    probe = logits_command(BUNDLED_MODEL, [1], "--cpu")
+    levels = [level for level in ("scalar", "avx2", "avx512") if run(*probe, level).code == 0]
     assert "scalar" in levels, "--cpu scalar must work everywhere"
     return levels
 

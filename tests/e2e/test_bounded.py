@@ -7,7 +7,7 @@ import os
 import harness
 from harness import BUNDLED_MODEL
 
-PROMPT = ("-p", "One day, a girl named", "-n", 48, "--temp", 0)
+RUN = ("run", "-m", BUNDLED_MODEL, "-p", "One day, a girl named", "-n", 48, "--temp", 0)
 CGROUP = "/sys/fs/cgroup"
 
 
@@ -60,11 +60,11 @@ class Bounded(harness.TestCase):
             self.skipTest("a sanitizer's or an emulator's own memory is not penstock's")
 
     def budgets(self):
-        smallest = int(harness.smallest_budget(BUNDLED_MODEL)[0])
+        smallest = harness.smallest_budget(*RUN)
         return [smallest, smallest + (1 << 20), smallest + (4 << 20), smallest + (9 << 20), 64 << 20]
 
     def run_within(self, budget, *flags):
-        result, stats = self.statistics("run", "-m", BUNDLED_MODEL, *PROMPT, "--ram", budget, *flags)
+        result, stats = self.statistics(*RUN, "--ram", budget, *flags)
         self.assertLessEqual(stats["peak_rss_bytes"], budget, str(result))
         self.assertLessEqual(result.peak_rss, budget, str(result))
         # Both ways to count see the same process.
@@ -84,7 +84,7 @@ class Bounded(harness.TestCase):
         axes += [("--cache-policy", policy) for policy in harness.cache_policies()]
         for flags in axes:
             with self.subTest(flags=" ".join(map(str, flags))):
-                needed = int(harness.smallest_budget(BUNDLED_MODEL, *flags)[0])
+                needed = harness.smallest_budget(*RUN, *flags)
                 self.run_within(max(budget, needed), *flags)
 
     def test_a_third_of_the_file_is_enough(self):
@@ -113,9 +113,8 @@ class Bounded(harness.TestCase):
                 tried += 1
                 procs, peak = cgroup
                 enter = ("sh", "-c", f'echo $$ >"{procs}" && exec "$@"', "sh")
-                arguments = ("run", "-m", BUNDLED_MODEL, *PROMPT)
-                limited = self.ok(*arguments, "--ram", budget, wrapper=enter)
-                self.assertEqual(limited.stdout, self.ok(*arguments).stdout)
+                limited = self.ok(*RUN, "--ram", budget, wrapper=enter)
+                self.assertEqual(limited.stdout, self.ok(*RUN).stdout)
                 if os.path.exists(peak):
                     self.assertLessEqual(int(harness.read_bytes(peak)), budget)
         if not tried:
@@ -128,8 +127,7 @@ class Bounded(harness.TestCase):
                 self.skipTest("no cgroup with a memory limit can be made here")
             path = self.path("stats.json")
             enter = ("sh", "-c", f'echo $$ >"{cgroup[0]}" && exec "$@"', "sh")
-            arguments = ("run", "-m", BUNDLED_MODEL, *PROMPT, "--ram", "auto", "--stats", path)
-            self.ok(*arguments, wrapper=enter)
+            self.ok(*RUN, "--ram", "auto", "--stats", path, wrapper=enter)
             self.assertLessEqual(json.loads(harness.read_bytes(path))["budget_bytes"], limit)
 
 

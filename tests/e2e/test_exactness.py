@@ -19,12 +19,14 @@ def models():
     return [BUNDLED_MODEL] + [path for path in golden if os.path.exists(path)]
 
 
-def budgets(model, *flags):
+def smallest_for_logits(model, *flags):
+    return harness.smallest_budget(*harness.logits_command(model, TOKENS, *flags))
+
+
+def budgets(model, smallest):
     """From the refused minimum to almost everything resident."""
-    smallest, text = harness.smallest_budget(model, *flags)
-    size = os.path.getsize(model)
-    steps = (0.02, 0.5) if harness.is_slow() else (0.005, 0.02, 0.1, 0.25, 0.5, 1.0)
-    return [text] + [str(int(smallest + share * size)) for share in steps]
+    steps = (0, 0.02, 0.5) if harness.is_slow() else (0, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0)
+    return [int(smallest + share * os.path.getsize(model)) for share in steps]
 
 
 class Exactness(harness.TestCase):
@@ -48,7 +50,7 @@ class Exactness(harness.TestCase):
     def test_same_for_any_budget(self):
         for model in models():
             expected = self.logits(model, TOKENS, *AMPLE)
-            for ram in budgets(model):
+            for ram in budgets(model, smallest_for_logits(model)):
                 with self.subTest(model=os.path.basename(model), ram=ram):
                     self.assert_same_logits(self.logits(model, TOKENS, "--ram", ram), expected)
 
@@ -56,9 +58,9 @@ class Exactness(harness.TestCase):
         self.assert_axis(*(("--threads", n) for n in (1, 2, 3)))
 
     def test_same_for_any_thread_count_when_streaming(self):
-        smallest = harness.smallest_budget(BUNDLED_MODEL)[1]
         expected = self.logits(BUNDLED_MODEL, TOKENS, *AMPLE)
         for threads in (1, 2, 3):
+            smallest = smallest_for_logits(BUNDLED_MODEL, "--threads", threads)
             with self.subTest(threads=threads):
                 streamed = self.logits(BUNDLED_MODEL, TOKENS, "--ram", smallest, "--threads", threads)
                 self.assert_same_logits(streamed, expected)
@@ -90,12 +92,12 @@ class Exactness(harness.TestCase):
         policies = harness.cache_policies()
         self.assertGreater(len(policies), 1)
         expected = self.logits(BUNDLED_MODEL, TOKENS, *AMPLE)
-        smallest = int(harness.smallest_budget(BUNDLED_MODEL)[0])
         for policy in policies:
-            for ram in (smallest + (1 << 20), smallest + (4 << 20)):
+            flags = ("--cache-policy", policy, "--chunk", 4)
+            smallest = smallest_for_logits(BUNDLED_MODEL, *flags)
+            for ram in (smallest, smallest + (1 << 20), smallest + (4 << 20)):
                 with self.subTest(policy=policy, ram=ram):
-                    flags = ("--cache-policy", policy, "--ram", ram, "--chunk", 4)
-                    self.assert_same_logits(self.logits(BUNDLED_MODEL, TOKENS, *flags), expected)
+                    self.assert_same_logits(self.logits(BUNDLED_MODEL, TOKENS, *flags, "--ram", ram), expected)
 
     def test_prefix_is_not_changed_by_what_follows(self):
         for model in models():
@@ -107,23 +109,19 @@ class Exactness(harness.TestCase):
         arguments = ("run", "-m", BUNDLED_MODEL, "-p", PROMPT, "-n", 24, "--temp", 0)
         expected = self.ok(*arguments, *AMPLE).stdout
         self.assertGreater(len(expected), 24)
-        axes = [("--ram", ram) for ram in budgets(BUNDLED_MODEL)]
+        axes = [("--ram", ram) for ram in budgets(BUNDLED_MODEL, harness.smallest_budget(*arguments))]
         axes += [("--threads", 1), ("--threads", 3), ("--io", "threads"), ("--direct", "off"), ("--chunk", 1)]
         for flags in axes:
             with self.subTest(flags=" ".join(map(str, flags))):
                 self.assertEqual(self.ok(*arguments, *flags).stdout, expected)
 
     def test_sampled_text_depends_on_the_seed_alone(self):
-        smallest = harness.smallest_budget(BUNDLED_MODEL)[1]
-
-        def sample(seed, *flags):
-            arguments = ("-m", BUNDLED_MODEL, "-p", PROMPT, "-n", 24, "--temp", 1, "--seed", seed)
-            return self.ok("run", *arguments, *flags).stdout
-
-        texts = [sample(seed, *AMPLE) for seed in (1, 2, 3)]
+        arguments = ("run", "-m", BUNDLED_MODEL, "-p", PROMPT, "-n", 24, "--temp", 1, "--threads", 1, "--seed")
+        smallest = harness.smallest_budget(*arguments, 1)
+        texts = [self.ok(*arguments, seed, *AMPLE).stdout for seed in (1, 2, 3)]
         self.assertGreater(len(set(texts)), 1)
         for seed, text in zip((1, 2, 3), texts):
-            self.assertEqual(sample(seed, "--ram", smallest, "--threads", 1), text)
+            self.assertEqual(self.ok(*arguments, seed, "--ram", smallest).stdout, text)
 
 
 if __name__ == "__main__":

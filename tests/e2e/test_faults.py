@@ -9,11 +9,17 @@ import harness
 from harness import BUNDLED_MODEL
 
 PROMPT = ("-p", "Once upon a time", "-n", 24, "--temp", 0)
-SLOW_DRIVE = ("--io-limit", "4M")  # 2.5 MB per token: slow enough to act in between
+LONG = ("-p", "Once upon a time", "-n", 200, "--temp", 0)
+SLOW_DRIVE = ("--io-limit", "16M")  # 2.5 MB per token: slow enough to act in between
 
 
 def backends():
     return ("threads", "uring") if harness.has_uring() else ("threads",)
+
+
+def streaming(*command):
+    """The command with the smallest budget, so that most experts are read again and again."""
+    return (*command, "--ram", harness.smallest_budget(*command))
 
 
 class FailingReads(harness.TestCase):
@@ -33,8 +39,7 @@ class FailingReads(harness.TestCase):
         }
 
     def command(self):
-        smallest = harness.smallest_budget(BUNDLED_MODEL, "--io", "threads")[1]
-        return ("run", "-m", BUNDLED_MODEL, *PROMPT, "--io", "threads", "--ram", smallest)
+        return streaming("run", "-m", BUNDLED_MODEL, *PROMPT, "--io", "threads")
 
     def total_reads(self):
         self.ok(*self.command(), env=self.environment("none"))
@@ -76,9 +81,8 @@ class ShrinkingFile(harness.TestCase):
                         self.check(share, "--io", backend, "--direct", direct)
 
     def check(self, share, *flags):
-        ram = harness.smallest_budget(BUNDLED_MODEL, *flags)[1]
         path = harness.copy(BUNDLED_MODEL, self.path("model.gguf"))
-        process = harness.Process(["run", "-m", path, *PROMPT[:2], "-n", 200, "--temp", 0, "--ram", ram, *SLOW_DRIVE, *flags])
+        process = harness.Process(streaming("run", "-m", path, *LONG, *SLOW_DRIVE, *flags))
         self.assertTrue(process.popen.stdout.read(1), "no text at all")
         os.truncate(path, int(os.path.getsize(path) * share))
         line = self.assert_one_error(process.finish(), 1)
@@ -103,9 +107,7 @@ class BrokenOutput(harness.TestCase):
                     os.close(writer)
 
     def test_reader_that_leaves_stops_the_generation(self):
-        smallest = harness.smallest_budget(BUNDLED_MODEL)[1]
-        arguments = ["-m", BUNDLED_MODEL, *PROMPT[:2], "-n", 200, "--temp", 0, "--ram", smallest, *SLOW_DRIVE]
-        process = harness.Process(["run", *arguments])
+        process = harness.Process(streaming("run", "-m", BUNDLED_MODEL, *LONG, *SLOW_DRIVE))
         self.assertTrue(process.popen.stdout.read(1))
         process.popen.stdout.close()
         started = time.monotonic()
@@ -141,11 +143,10 @@ class Interrupt(harness.TestCase):
         return result
 
     def test_stops_the_text_where_it_is(self):
-        arguments = ["run", "-m", BUNDLED_MODEL, *PROMPT[:2], "-n", 200, "--temp", 0]
+        arguments = ("run", "-m", BUNDLED_MODEL, *LONG)
         whole = self.ok(*arguments).stdout
         for backend in backends():
-            ram = harness.smallest_budget(BUNDLED_MODEL, "--io", backend)[1]
-            process = harness.Process([*arguments, "--io", backend, "--ram", ram, *SLOW_DRIVE])
+            process = harness.Process(streaming(*arguments, "--io", backend, *SLOW_DRIVE))
             first = process.popen.stdout.read(1)
             result = self.interrupt(process, signal.SIGINT)
             written = (first + result.stdout).rstrip(b"\n")
@@ -153,13 +154,12 @@ class Interrupt(harness.TestCase):
             self.assertLess(len(written), len(whole) / 2)
 
     def test_stops_a_long_prompt(self):
-        smallest = harness.smallest_budget(BUNDLED_MODEL)[1]
         tokens = harness.comma_list((i * 37) % 2000 + 3 for i in range(200))
-        arguments = ["-m", BUNDLED_MODEL, "--prompt-tokens", tokens, "-n", 1, "--ram", smallest, "--io-limit", "1M"]
-        process = harness.Process(["run", *arguments, "--chunk", 8])
+        arguments = ("-m", BUNDLED_MODEL, "--prompt-tokens", tokens, "-n", 1, "--io-limit", "1M", "--chunk", 8)
+        process = harness.Process(streaming("run", *arguments))
         time.sleep(4.0 if harness.is_slow() else 1.0)
         self.assertIsNone(process.popen.poll(), "too quick to be interrupted")
-        self.assertEqual(self.interrupt(process, signal.SIGINT).stdout, b"")
+        self.assertEqual(self.interrupt(process, signal.SIGINT).stdout.strip(), b"")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 /* Fuzz target: any bytes as a GGUF file, through the directory, the shard map and the trunk layout.
  *
- * With clang: -fsanitize=fuzzer,address,undefined. With FUZZ_REPLAY it has a main of its own instead, for any compiler:
+ * With clang: -fsanitize=fuzzer,address,undefined. With FUZZ_REPLAY it has a main of its own, for any compiler:
  *     fuzz_gguf [-n COUNT] FILE...      each file as it is, then COUNT damaged copies of it (default 1000)
  * Seeds: headers of real models; data beyond 64 KiB adds nothing. */
 #include <fcntl.h>

@@ -155,7 +155,7 @@ class Golden(harness.TestCase):
                     self.check_refused(file_of(model), {model["arch"]})
 
     def check_refused(self, path, names):
-        line = self.fails("run", "-m", path, "--prompt-tokens", "1,2", "-n", 1)
+        line = self.fails("run", "-m", path, "--prompt-tokens", "1,2", "-n", 1, "--print", "tokens")
         without_path = line.replace(path, "").lower()
         self.assertTrue(any(name.lower() in without_path for name in names), line)
 

@@ -22,6 +22,7 @@ struct options {
     uint64_t seed;
     float temperature;
     bool stats;
+    int mode;
 };
 
 #define MODEL(field) offsetof(struct model_options, field)
@@ -50,6 +51,7 @@ static const struct flag own_flags[] = {
     {"seed", 0, FLAG_U64, OWN(seed), .help = "seed"},
     {"temp", 't', FLAG_FLOAT, OWN(temperature), .help = "temperature", .min = 0, .max = 10},
     {"stats", 's', FLAG_BOOL, OWN(stats), .help = "statistics"},
+    {"mode", 0, FLAG_CHOICE, OWN(mode), "HOW", .help = "mode:", .words = io_words},
     {0},
 };
 
@@ -245,6 +247,7 @@ static void help_shows_every_flag_with_its_default(void **state)
         "  -s, --stats                 statistics\n",
         "--policy NAME           which\n                              lru, lfu\n",
         "  FILE                        the model\n",
+        "--mode HOW              mode: [auto]\n                              auto, uring, threads\n",
     };
     for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
         if (!strstr(text, parts[i]))

@@ -1,5 +1,5 @@
-/* GGUF writer: what is on disk after success, and that nothing is after failure. Values and directories are read
- * back in test_gguf.c. */
+/* GGUF writer: what is on disk after success, and that nothing is after failure. Values and directories are
+ * read back in test_gguf.c. */
 #include "gguf_fixture.h"
 
 #include <signal.h>
@@ -119,7 +119,8 @@ static void mistakes_are_named_and_leave_nothing(void **state)
     assert_null(w);
 }
 
-/* In a child: files may not grow past the limit, from begin_data on or from after it. Returns the exit status. */
+/* In a child: files may not grow past the limit, from begin_data on or from after it. Returns the exit
+ * status. */
 static int write_under_limit(bool limit_before)
 {
     const struct rlimit limit = {1 << 20, 1 << 20};

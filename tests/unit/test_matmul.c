@@ -90,7 +90,8 @@ static struct matrix matrix_new(const struct block_format *format, uint64_t n_ro
         data[i] = (uint8_t)rng();
     }
     for (size_t i = 0; i < n_rows * row_bytes; i += format->bytes) {
-        set_scales(format->type, data + i, format->values == 1 ? rng_float() : 0.001f + fabsf(rng_float()) * 0.02f);
+        set_scales(format->type, data + i,
+                   format->values == 1 ? rng_float() : 0.001f + fabsf(rng_float()) * 0.02f);
     }
     m.w = (struct weight){format, data, n_rows, n_cols, row_bytes};
     return m;
@@ -275,10 +276,11 @@ static void variants_of_a_level_have_the_same_bits(void **state)
 }
 
 /* Every output of a call is what a call for its row and token alone gives. */
-static void check_batch(const struct matmul_kernels *kernels, const struct block_format *format, enum act_type act,
-                        uint32_t n_tokens)
+static void check_batch(const struct matmul_kernels *kernels, const struct block_format *format,
+                        enum act_type act, uint32_t n_tokens)
 {
-    struct matrix m = matrix_new(format, 1 + rng_below(n_tokens > 40 ? 20 : 50), random_cols(format, act, 1500));
+    struct matrix m =
+        matrix_new(format, 1 + rng_below(n_tokens > 40 ? 20 : 50), random_cols(format, act, 1500));
     struct acts x = acts_new(act, n_tokens, m.w.n_cols);
     uint64_t begin = rng_below((unsigned)m.w.n_rows);
     uint64_t end = begin + 1 + rng_below((unsigned)(m.w.n_rows - begin));
@@ -405,7 +407,8 @@ static void check_bad_scales(const struct block_format *format, enum act_type ac
         const struct matmul_kernels *kernels;
         for (unsigned v = 0; (kernels = matmul_variant_at(v)) != NULL; v++) {
             float *before = product(kernels, &m, &x);
-            uint8_t *block = m.allocation + 1 + (2 + i) * m.w.row_bytes + m.w.row_bytes / format->bytes / 2 * format->bytes;
+            uint8_t *block = m.allocation + 1 + (2 + i) * m.w.row_bytes +
+                             m.w.row_bytes / format->bytes / 2 * format->bytes;
             uint8_t kept[256];
             memcpy(kept, block, format->bytes);
             set_scales(format->type, block, bad[i]);
@@ -463,9 +466,9 @@ static void check_act_blocks(enum act_type type, const float *x, size_t n)
 static void activations_have_the_same_bits_at_every_level(void **state)
 {
     (void)state;
-    static const float specials[] = {0.0f,  -0.0f, 1e-45f, -1e-40f, 1e-38f, 3e-37f, 4e-37f, 1e-7f,     1e30f,
-                                     3e38f, -3e38f, 0.5f,   -2.5f,   127.0f, 65504,  8.4e6f, INFINITY, -INFINITY,
-                                     NAN};
+    static const float specials[] = {0.0f,  -0.0f,  1e-45f,   -1e-40f,   1e-38f, 3e-37f, 4e-37f,
+                                     1e-7f, 1e30f,  3e38f,    -3e38f,    0.5f,   -2.5f,  127.0f,
+                                     65504, 8.4e6f, INFINITY, -INFINITY, NAN};
     enum { N = 512, N_SPECIALS = sizeof(specials) / sizeof(specials[0]) };
     rng_state = 2;
     float x[N];

@@ -116,7 +116,7 @@ static void check_stacked(const struct gguf *gguf, const struct shard_map *map, 
         shard_map_locate(map, layer, expert, &where);
         memset(slot, 0xee, shape->slot_bytes);
         read_ranges(gguf, where.ranges, where.n_ranges, slot, shape->slot_bytes);
-        uint64_t total = 0, used = 0;
+        uint64_t total = 0, used = 0, apart = 0;
         for (uint32_t i = 0; i < where.n_ranges; i++)
             used += io_range_span(where.ranges[i].offset, where.ranges[i].length);
         worst = used > worst ? used : worst;
@@ -133,8 +133,10 @@ static void check_stacked(const struct gguf *gguf, const struct shard_map *map, 
             assert_int_equal(bytes, shape->slice[part].bytes);
             assert_memory_equal(slot + where.part_offset[part], expected, bytes);
             total += bytes;
+            apart += io_range_span((uint64_t)(expected - file), bytes);
         }
         assert_int_equal(total, shape->bytes);
+        assert_true(used <= apart); /* merging never reads more */
     }
     assert_int_equal(worst, shape->slot_bytes); /* enough for the worst, and no more */
     free(file);
