@@ -66,18 +66,20 @@ static bool pair_rank(const void *context, const char *text, uint32_t left, uint
     return false;
 }
 
-/* The slot for a merge; NULL when an equal one has been there before, which then counts. */
-static uint32_t *free_slot(const struct vocab *vocab, struct gguf_string merge)
+/* Of equal merges the first counts. The others stay out, or a file full of them would make one long chain. */
+static void add_merge(struct vocab *vocab, struct gguf_string merge, uint64_t offset)
 {
     const struct slot_table *table = &vocab->merge_ranks;
     uint32_t at = text_hash(merge.data, merge.length) & table->mask;
     for (; table->slots[at] != SLOT_EMPTY; at = (at + 1) & table->mask) {
-        uint64_t offset = table->slots[at];
-        struct gguf_string earlier = string_array_next(vocab->merges->data, &offset);
+        uint64_t earlier_offset = table->slots[at];
+        struct gguf_string earlier = string_array_next(vocab->merges->data, &earlier_offset);
         if (earlier.length == merge.length && memcmp(earlier.data, merge.data, merge.length) == 0)
-            return NULL;
+            return;
     }
-    return &table->slots[at];
+    table->slots[at] = (uint32_t)offset;
+    if (merge.length > vocab->longest_merge)
+        vocab->longest_merge = (uint32_t)merge.length;
 }
 
 static enum ps_status index_merges(struct vocab *vocab, struct ps_error *err)
@@ -95,11 +97,7 @@ static enum ps_status index_merges(struct vocab *vocab, struct ps_error *err)
             slot_table_deinit(table);
             return ps_error_set(err, PS_ERR_UNSUPPORTED, "tokenizer.ggml.merges: more than 4 GiB of text");
         }
-        uint32_t *slot = free_slot(vocab, merge);
-        if (slot)
-            *slot = (uint32_t)at;
-        if (merge.length > vocab->longest_merge)
-            vocab->longest_merge = (uint32_t)merge.length;
+        add_merge(vocab, merge, at);
     }
     return PS_OK;
 }

@@ -34,9 +34,9 @@ static const struct retry_rule {
     int error;
     uint32_t attempts;
 } RETRY_RULES[] = {
-    {EINTR, 16},     /* */
-    {EAGAIN, 16},    /* the kernel is short of requests or memory */
-    {ENOMEM, 16},    /* */
+    {EINTR, 16},     /* a signal */
+    {EAGAIN, 16},    /* the kernel is short of requests */
+    {ENOMEM, 16},    /* or of memory */
     {ECANCELED, 16}, /* io_uring drops reads of a submitting thread that exits */
     {EIO, 4},        /* the kernel and the drive have retried already */
 };

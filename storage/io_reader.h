@@ -25,7 +25,7 @@ enum io_backend {
 
 enum io_priority {
     IO_DEMAND,      /* compute waits for it */
-    IO_SPECULATIVE, /* nobody waits for it; issued only when no demand read is queued */
+    IO_SPECULATIVE, /* nobody waits for it; issued only when no demand read is queued, in half of the depth */
 };
 
 /* File bytes [offset, offset + length), any alignment. They are read as whole IO_ALIGN units into
@@ -99,7 +99,7 @@ void io_reader_promote(struct io_reader *reader, struct io_job *job);
 /* Stops a job's reads that are not yet issued; done() still follows, with PS_ERR_CANCELLED if bytes are missing. */
 void io_reader_cancel(struct io_reader *reader, struct io_job *job);
 
-/* Submit and wait: for loading, tests and tools. */
+/* Submit and wait: for loading, tests and tools. Not from a callback. */
 enum ps_status io_reader_read(struct io_reader *reader, const struct io_range *ranges, uint32_t n_ranges,
                               uint8_t *buffer, struct ps_error *err);
 /* Fills err from a failed job: "path: read failed at offset N: reason". Returns job->status. */

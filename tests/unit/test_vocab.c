@@ -183,6 +183,23 @@ static void a_merge_to_an_unknown_token_falls_back_to_bytes(void **state)
     end(&f);
 }
 
+static void a_million_equal_merges_are_no_trap(void **state)
+{
+    (void)state;
+    enum { N = 1 << 20 };
+    const char **merges = malloc(N * sizeof(*merges));
+    assert_non_null(merges);
+    for (int i = 0; i < N; i++)
+        merges[i] = "a b";
+    struct fixture f;
+    begin_bpe(&f, "gpt-2");
+    add_token(&f, "ab", NORMAL, 0);
+    build(&f, merges, N);
+    encodes(&f, "abc", 0, "ab c"); /* at once; one chain of them would take an hour */
+    end(&f);
+    free(merges);
+}
+
 static void ignore_merges_takes_a_word_that_is_a_token(void **state)
 {
     (void)state;
@@ -776,6 +793,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(bpe_merges_in_order_of_rank),
         TEST(a_merge_to_an_unknown_token_falls_back_to_bytes),
+        TEST(a_million_equal_merges_are_no_trap),
         TEST(ignore_merges_takes_a_word_that_is_a_token),
         TEST(gemma4_keeps_runs_of_newlines_and_plain_text),
         TEST(spm_merges_the_highest_score_first),
