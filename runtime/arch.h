@@ -69,8 +69,8 @@ enum tensor_need {
 };
 
 struct tensor_rule {
-    uint32_t id;        /* enum global_tensor or enum layer_tensor */
-    const char *name;   /* without "blk.N." */
+    uint32_t id;               /* enum global_tensor or enum layer_tensor */
+    const char *name;          /* without "blk.N." */
     enum dimension rows, cols; /* vectors: rows = DIM_ONE */
     enum tensor_need need;
 };

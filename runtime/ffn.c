@@ -15,15 +15,16 @@ size_t ffn_hidden_stride(const struct forward *f, const struct weight *down)
 }
 
 /* Hidden rows [begin, end) of tokens [t0, t0 + n). */
-static void ffn_tile(const struct forward *f, const struct ffn_job *job, uint64_t begin, uint64_t end, uint32_t t0,
-                     uint32_t n, float *tiles)
+static void ffn_tile(const struct forward *f, const struct ffn_job *job, uint64_t begin, uint64_t end,
+                     uint32_t t0, uint32_t n, float *tiles)
 {
     const struct ps_model *model = f->model;
     size_t width = end - begin;
     float *gate = tiles;
     float *up = tiles + (size_t)n * width;
     model->matmul->matmul(&job->gate, begin, end, model_act_type(model, &job->gate),
-                          (const uint8_t *)job->gate_acts + t0 * job->gate_stride, job->gate_stride, n, gate, width);
+                          (const uint8_t *)job->gate_acts + t0 * job->gate_stride, job->gate_stride, n, gate,
+                          width);
     model->matmul->matmul(&job->up, begin, end, model_act_type(model, &job->up),
                           (const uint8_t *)job->up_acts + t0 * job->up_stride, job->up_stride, n, up, width);
     model->ops->swiglu(gate, gate, up, (size_t)n * width);
@@ -72,8 +73,12 @@ void run_ffns(struct forward *f, const struct ffn_job *jobs, uint32_t n)
 void run_chunk_ffn(struct forward *f, struct acts *acts, const struct weight *gate, const struct weight *up,
                    const struct weight *down, float *out)
 {
-    struct ffn_job job = {
-        .gate = *gate, .up = *up, .down = *down, .n_tokens = acts->n_tokens, .hidden = f->s.ff_hidden, .out = out};
+    struct ffn_job job = {.gate = *gate,
+                          .up = *up,
+                          .down = *down,
+                          .n_tokens = acts->n_tokens,
+                          .hidden = f->s.ff_hidden,
+                          .out = out};
     job.gate_acts = acts_for(f, acts, gate, &job.gate_stride);
     job.up_acts = acts_for(f, acts, up, &job.up_stride);
     run_ffns(f, &job, 1);

@@ -25,7 +25,8 @@ static void round_token(void *arg, uint32_t token, unsigned worker)
     const struct round_args *a = arg;
     const struct acts *acts = a->acts;
     a->kernels->act_quantize(a->type, acts->x + token * acts->stride,
-                             acts->rounded[a->type] + token * act_row_bytes(a->type, acts->n_cols), acts->n_cols);
+                             acts->rounded[a->type] + token * act_row_bytes(a->type, acts->n_cols),
+                             acts->n_cols);
 }
 
 const void *acts_for(struct forward *f, struct acts *acts, const struct weight *w, size_t *stride)
@@ -144,8 +145,8 @@ struct qkv_args {
     const struct attention_options *options;
 };
 
-static void norm_heads(const struct forward *f, float *row, uint32_t n_head, uint32_t head_dim, const struct weight *norm,
-                       bool whole_row)
+static void norm_heads(const struct forward *f, float *row, uint32_t n_head, uint32_t head_dim,
+                       const struct weight *norm, bool whole_row)
 {
     if (!norm->format)
         return;
@@ -153,7 +154,8 @@ static void norm_heads(const struct forward *f, float *row, uint32_t n_head, uin
     uint32_t n = whole_row ? 1 : n_head;
     uint32_t width = whole_row ? n_head * head_dim : head_dim;
     for (uint32_t h = 0; h < n; h++)
-        ops->rms_norm(row + (size_t)h * width, row + (size_t)h * width, norm->data, width, f->model->hp.norm_eps);
+        ops->rms_norm(row + (size_t)h * width, row + (size_t)h * width, norm->data, width,
+                      f->model->hp.norm_eps);
 }
 
 static void add_bias(const struct forward *f, float *row, const struct weight *bias)
@@ -274,7 +276,10 @@ void block_dense_ffn(struct forward *f, uint32_t layer)
     for_each_token(f, add_branch, NULL);
 }
 
-bool layer_is_moe(const struct forward *f, uint32_t layer) { return f->model->layers[layer].moe; }
+bool layer_is_moe(const struct forward *f, uint32_t layer)
+{
+    return f->model->layers[layer].moe;
+}
 
 /* ---- the pass ---- */
 
@@ -300,8 +305,8 @@ static void prepare_token(struct forward *f, uint32_t token, void *arg)
                  f->s.rope_sin + (size_t)token * hp->n_rot / 2);
 }
 
-enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t n, const volatile sig_atomic_t *cancel,
-                             struct ps_error *err)
+enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t n,
+                             const volatile sig_atomic_t *cancel, struct ps_error *err)
 {
     struct ps_model *model = f->model;
     f->n_tokens = n;

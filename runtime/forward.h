@@ -12,8 +12,8 @@
 struct forward;
 
 struct attention_options {
-    bool rope_neox;        /* pairs (i, i + n/2); else consecutive pairs */
-    bool norm_whole_row;   /* q/k norm over all heads at once; else per head. Only where the norms exist */
+    bool rope_neox;      /* pairs (i, i + n/2); else consecutive pairs */
+    bool norm_whole_row; /* q/k norm over all heads at once; else per head. Only where the norms exist */
 };
 
 /* x += attention(norm(x)): norm, q/k/v with biases where the file has them, q/k norms likewise, RoPE, KV cache,

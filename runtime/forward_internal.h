@@ -14,7 +14,7 @@ struct forward {
     struct scratch s;
     struct kv_cache *kv;
     uint32_t n_tokens;
-    uint32_t position; /* of the chunk's first token */
+    uint32_t position;    /* of the chunk's first token */
     uint64_t token_clock; /* tokens since load, for the cache policy */
     ps_router_fn *on_router;
     void *router_ctx;
@@ -23,8 +23,8 @@ struct forward {
 
 /* Computes the residual stream and hidden[] of n tokens that continue the sequence; the KV cache grows by n when all
  * layers are done. cancel is polled between layers. n <= the chunk that scratch was laid out for. */
-enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t n, const volatile sig_atomic_t *cancel,
-                             struct ps_error *err);
+enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t n,
+                             const volatile sig_atomic_t *cancel, struct ps_error *err);
 /* Rows [first, first + n) of hidden[] through the output head. */
 void forward_logits(struct forward *f, uint32_t first, uint32_t n, float *out);
 

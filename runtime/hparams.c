@@ -78,14 +78,14 @@ enum ps_status hparam_u32(const struct gguf *gguf, const char *arch, const char 
     if (!get_uniform_u64(gguf, key, &value, &varies) || value > UINT32_MAX)
         return ps_error_set(err, PS_ERR_FORMAT, "%s: not a 32-bit unsigned number", key);
     if (varies)
-        return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: differs between layers, which '%s' does not support", key,
-                            arch);
+        return ps_error_set(err, PS_ERR_UNSUPPORTED,
+                            "%s: differs between layers, which '%s' does not support", key, arch);
     *out = (uint32_t)value;
     return PS_OK;
 }
 
-enum ps_status hparam_f32(const struct gguf *gguf, const char *arch, const char *suffix, bool required, float *out,
-                          struct ps_error *err)
+enum ps_status hparam_f32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
+                          float *out, struct ps_error *err)
 {
     char key[128];
     key_name(key, sizeof(key), arch, suffix);
@@ -121,15 +121,17 @@ static enum ps_status check_keys(const struct gguf *gguf, const char *arch, cons
         const char *suffix = key.data + prefix + 1;
         size_t length = key.length - prefix - 1;
         if (!listed(COMMON_KEYS, suffix, length) && !listed(known, suffix, length))
-            return ps_error_set(err, PS_ERR_UNSUPPORTED,
-                                "%.*s: metadata key is not handled for this architecture, and may change the result",
-                                (int)(key.length < 200 ? key.length : 200), key.data);
+            return ps_error_set(
+                err, PS_ERR_UNSUPPORTED,
+                "%.*s: metadata key is not handled for this architecture, and may change the result",
+                (int)(key.length < 200 ? key.length : 200), key.data);
     }
     bool causal = true;
     char key[128];
     key_name(key, sizeof(key), arch, "attention.causal");
     if (gguf_get_bool(gguf, key, &causal) && !causal)
-        return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: models without causal attention are not supported", key);
+        return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: models without causal attention are not supported",
+                            key);
     return PS_OK;
 }
 
@@ -141,7 +143,8 @@ static enum ps_status read_attention(struct hparams *hp, const struct gguf *gguf
     if ((status = hparam_u32(gguf, arch, "attention.head_count", true, &hp->n_head, err)) != PS_OK)
         return status;
     if (hp->n_head == 0 || hp->n_head > MAX_WIDTH)
-        return ps_error_set(err, PS_ERR_FORMAT, "%s.attention.head_count: %u is out of range", arch, hp->n_head);
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.attention.head_count: %u is out of range", arch,
+                            hp->n_head);
     hp->n_kv_head = hp->n_head;
     hp->head_dim_k = hp->head_dim_v = hp->n_embd / hp->n_head;
     if ((status = hparam_u32(gguf, arch, "attention.head_count_kv", false, &hp->n_kv_head, err)) != PS_OK ||
@@ -149,8 +152,8 @@ static enum ps_status read_attention(struct hparams *hp, const struct gguf *gguf
         (status = hparam_u32(gguf, arch, "attention.value_length", false, &hp->head_dim_v, err)) != PS_OK)
         return status;
     if (hp->n_kv_head == 0 || hp->n_head % hp->n_kv_head != 0)
-        return ps_error_set(err, PS_ERR_FORMAT, "%s.attention.head_count_kv: %u does not divide %u heads", arch,
-                            hp->n_kv_head, hp->n_head);
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.attention.head_count_kv: %u does not divide %u heads",
+                            arch, hp->n_kv_head, hp->n_head);
     if (hp->head_dim_k == 0 || hp->head_dim_v == 0 || hp->head_dim_k > 4096 || hp->head_dim_v > 4096)
         return ps_error_set(err, PS_ERR_FORMAT, "%s: head dimensions %u and %u are out of range", arch,
                             hp->head_dim_k, hp->head_dim_v);
@@ -168,7 +171,8 @@ static bool string_is(struct gguf_string s, const char *text)
 }
 
 /* Scaling as llama.cpp reads it: a factor of 0 counts as none; YaRN mixes fully unless the file says otherwise. */
-static enum ps_status read_rope(struct hparams *hp, const struct gguf *gguf, const char *arch, struct ps_error *err)
+static enum ps_status read_rope(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                                struct ps_error *err)
 {
     enum ps_status status;
     float factor = 0.0f;
@@ -181,15 +185,18 @@ static enum ps_status read_rope(struct hparams *hp, const struct gguf *gguf, con
         (status = hparam_f32(gguf, arch, "rope.freq_base", false, &hp->rope_freq_base, err)) != PS_OK ||
         (status = hparam_f32(gguf, arch, "rope.scale_linear", false, &factor, err)) != PS_OK ||
         (status = hparam_f32(gguf, arch, "rope.scaling.factor", false, &factor, err)) != PS_OK ||
-        (status = hparam_f32(gguf, arch, "rope.scaling.attn_factor", false, &hp->rope_attn_factor, err)) != PS_OK ||
-        (status = hparam_f32(gguf, arch, "rope.scaling.yarn_attn_factor", false, &hp->rope_attn_factor, err)) != PS_OK ||
+        (status = hparam_f32(gguf, arch, "rope.scaling.attn_factor", false, &hp->rope_attn_factor, err)) !=
+            PS_OK ||
+        (status = hparam_f32(gguf, arch, "rope.scaling.yarn_attn_factor", false, &hp->rope_attn_factor,
+                             err)) != PS_OK ||
         (status = hparam_f32(gguf, arch, "rope.scaling.yarn_ext_factor", false, &ext_factor, err)) != PS_OK ||
-        (status = hparam_u32(gguf, arch, "rope.scaling.original_context_length", false, &hp->rope_ctx_orig, err)) !=
-            PS_OK)
+        (status = hparam_u32(gguf, arch, "rope.scaling.original_context_length", false, &hp->rope_ctx_orig,
+                             err)) != PS_OK)
         return status;
     if (hp->n_rot % 2 != 0 || hp->n_rot > hp->head_dim_k)
-        return ps_error_set(err, PS_ERR_FORMAT, "%s.rope.dimension_count: %u is odd or larger than a head of %u", arch,
-                            hp->n_rot, hp->head_dim_k);
+        return ps_error_set(err, PS_ERR_FORMAT,
+                            "%s.rope.dimension_count: %u is odd or larger than a head of %u", arch, hp->n_rot,
+                            hp->head_dim_k);
     char key[128];
     struct gguf_string type = {.data = "linear", .length = 6};
     key_name(key, sizeof(key), arch, "rope.scaling.type");
@@ -203,7 +210,8 @@ static enum ps_status read_rope(struct hparams *hp, const struct gguf *gguf, con
     return PS_OK;
 }
 
-static enum ps_status read_experts(struct hparams *hp, const struct gguf *gguf, const char *arch, struct ps_error *err)
+static enum ps_status read_experts(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                                   struct ps_error *err)
 {
     enum ps_status status;
     hp->n_expert = hp->n_expert_used = hp->n_ff = 0;
@@ -211,28 +219,31 @@ static enum ps_status read_experts(struct hparams *hp, const struct gguf *gguf, 
     if ((status = hparam_u32(gguf, arch, "feed_forward_length", false, &hp->n_ff, err)) != PS_OK ||
         (status = hparam_u32(gguf, arch, "expert_count", false, &hp->n_expert, err)) != PS_OK ||
         (status = hparam_u32(gguf, arch, "expert_used_count", false, &hp->n_expert_used, err)) != PS_OK ||
-        (status = hparam_f32(gguf, arch, "expert_weights_scale", false, &hp->expert_weights_scale, err)) != PS_OK)
+        (status = hparam_f32(gguf, arch, "expert_weights_scale", false, &hp->expert_weights_scale, err)) !=
+            PS_OK)
         return status;
     uint32_t gating = GATING_SOFTMAX;
     if ((status = hparam_u32(gguf, arch, "expert_gating_func", false, &gating, err)) != PS_OK)
         return status;
     if (gating != GATING_SOFTMAX)
-        return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s.expert_gating_func: %u is not softmax (%d)", arch, gating,
-                            GATING_SOFTMAX);
+        return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s.expert_gating_func: %u is not softmax (%d)", arch,
+                            gating, GATING_SOFTMAX);
     if (hp->n_expert > MAX_EXPERTS)
-        return ps_error_set(err, PS_ERR_FORMAT, "%s.expert_count: %u is more than %d", arch, hp->n_expert, MAX_EXPERTS);
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.expert_count: %u is more than %d", arch, hp->n_expert,
+                            MAX_EXPERTS);
     if (hp->n_expert > 0 && (hp->n_expert_used == 0 || hp->n_expert_used > hp->n_expert))
         return ps_error_set(err, PS_ERR_FORMAT, "%s.expert_used_count: %u is not within 1..%u experts", arch,
                             hp->n_expert_used, hp->n_expert);
     hp->n_ff_expert = hp->n_expert > 0 ? hp->n_ff : 0;
     hp->n_ff_shared = 0;
-    if ((status = hparam_u32(gguf, arch, "expert_feed_forward_length", false, &hp->n_ff_expert, err)) != PS_OK)
+    if ((status = hparam_u32(gguf, arch, "expert_feed_forward_length", false, &hp->n_ff_expert, err)) !=
+        PS_OK)
         return status;
     return hparam_u32(gguf, arch, "expert_shared_feed_forward_length", false, &hp->n_ff_shared, err);
 }
 
-enum ps_status hparams_read(struct hparams *hp, const struct gguf *gguf, const char *arch, const char *const *known,
-                            struct ps_error *err)
+enum ps_status hparams_read(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                            const char *const *known, struct ps_error *err)
 {
     *hp = (struct hparams){0};
     enum ps_status status;
@@ -245,17 +256,20 @@ enum ps_status hparams_read(struct hparams *hp, const struct gguf *gguf, const c
         return ps_error_set(err, PS_ERR_FORMAT, "%s.block_count: %u is not within 1..%d", arch, hp->n_layers,
                             MAX_LAYERS);
     if (hp->n_embd == 0 || hp->n_embd > MAX_WIDTH)
-        return ps_error_set(err, PS_ERR_FORMAT, "%s.embedding_length: %u is not within 1..%d", arch, hp->n_embd,
-                            MAX_WIDTH);
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.embedding_length: %u is not within 1..%d", arch,
+                            hp->n_embd, MAX_WIDTH);
     if (hp->n_ctx_train == 0 || hp->n_ctx_train > MAX_CONTEXT)
-        return ps_error_set(err, PS_ERR_FORMAT, "%s.context_length: %u is out of range", arch, hp->n_ctx_train);
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.context_length: %u is out of range", arch,
+                            hp->n_ctx_train);
     const struct gguf_tensor *embd = gguf_tensor_find(gguf, "token_embd.weight");
     if (!embd)
         return ps_error_set(err, PS_ERR_FORMAT, "token_embd.weight: tensor is missing");
     if (embd->dims[1] == 0 || embd->dims[1] > INT32_MAX)
-        return ps_error_set(err, PS_ERR_FORMAT, "token_embd.weight: %llu rows", (unsigned long long)embd->dims[1]);
+        return ps_error_set(err, PS_ERR_FORMAT, "token_embd.weight: %llu rows",
+                            (unsigned long long)embd->dims[1]);
     hp->n_vocab = (uint32_t)embd->dims[1];
-    if ((status = read_attention(hp, gguf, arch, err)) != PS_OK || (status = read_rope(hp, gguf, arch, err)) != PS_OK)
+    if ((status = read_attention(hp, gguf, arch, err)) != PS_OK ||
+        (status = read_rope(hp, gguf, arch, err)) != PS_OK)
         return status;
     return read_experts(hp, gguf, arch, err);
 }

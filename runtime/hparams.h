@@ -19,7 +19,7 @@ struct hparams {
     uint32_t n_expert, n_expert_used;
     uint32_t n_ff_expert, n_ff_shared; /* 0: none */
     float norm_eps;
-    float attention_scale; /* of q.k */
+    float attention_scale;      /* of q.k */
     float expert_weights_scale; /* 0: none */
 
     uint32_t n_rot;
@@ -30,8 +30,8 @@ struct hparams {
 /* Looks up "<arch>.<suffix>". Required ones give PS_ERR_FORMAT naming the key; the others keep *out. */
 enum ps_status hparam_u32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                           uint32_t *out, struct ps_error *err);
-enum ps_status hparam_f32(const struct gguf *gguf, const char *arch, const char *suffix, bool required, float *out,
-                          struct ps_error *err);
+enum ps_status hparam_f32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
+                          float *out, struct ps_error *err);
 
 /* Reads what all transformer families share. Every "<arch>.*" key of the file must be one that is read here, one of
  * `known` (a NULL-terminated list of suffixes the architecture reads itself or that do not change the

@@ -28,7 +28,10 @@ int kv_cache_init(struct kv_cache *kv, const struct hparams *hp, enum kv_type ty
     return kv->memory ? 0 : -ENOMEM;
 }
 
-void kv_cache_deinit(struct kv_cache *kv) { mapping_free(kv->memory, kv->bytes); }
+void kv_cache_deinit(struct kv_cache *kv)
+{
+    mapping_free(kv->memory, kv->bytes);
+}
 
 uint8_t *kv_cache_k(const struct kv_cache *kv, uint32_t layer, uint32_t head)
 {

@@ -53,7 +53,10 @@ static bool read_u64_file(const char *path, uint64_t *value)
     return found;
 }
 
-static uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
 
 /* What one directory of a memory controller leaves: its limit less what is charged and cannot be dropped. */
 static uint64_t directory_headroom(const char *directory, const char *limit_name, const char *usage_name)
@@ -81,7 +84,8 @@ static uint64_t directory_headroom(const char *directory, const char *limit_name
 }
 
 /* The tightest limit from the process's own cgroup up to the root. */
-static uint64_t hierarchy_headroom(const char *root, char *path, const char *limit_name, const char *usage_name)
+static uint64_t hierarchy_headroom(const char *root, char *path, const char *limit_name,
+                                   const char *usage_name)
 {
     uint64_t headroom = UINT64_MAX;
     for (;;) {
@@ -112,10 +116,12 @@ static uint64_t cgroup_headroom(void)
         if (strcmp(path, "/") == 0)
             path[0] = 0;
         if (controllers[1] == 0) { /* v2 */
-            headroom = min_u64(headroom, hierarchy_headroom("/sys/fs/cgroup", path, "memory.max", "memory.current"));
+            headroom =
+                min_u64(headroom, hierarchy_headroom("/sys/fs/cgroup", path, "memory.max", "memory.current"));
         } else if (strstr(controllers + 1, "memory")) {
-            headroom = min_u64(headroom, hierarchy_headroom("/sys/fs/cgroup/memory", path, "memory.limit_in_bytes",
-                                                            "memory.usage_in_bytes"));
+            headroom =
+                min_u64(headroom, hierarchy_headroom("/sys/fs/cgroup/memory", path, "memory.limit_in_bytes",
+                                                     "memory.usage_in_bytes"));
         }
     }
     fclose(file);

@@ -22,7 +22,10 @@ const char *ps_cache_policy_at(uint32_t index, const char **summary)
     return policy ? policy->name : NULL;
 }
 
-const char *ps_arch_at(uint32_t index) { return arch_at(index) ? arch_at(index)->name : NULL; }
+const char *ps_arch_at(uint32_t index)
+{
+    return arch_at(index) ? arch_at(index)->name : NULL;
+}
 
 static enum ps_status find_arch(struct ps_model *model, struct ps_error *err)
 {
@@ -35,8 +38,10 @@ static enum ps_status find_arch(struct ps_model *model, struct ps_error *err)
     char supported[256] = "";
     size_t used = 0;
     for (uint32_t i = 0; arch_at(i) && used < sizeof(supported); i++)
-        used += (size_t)snprintf(supported + used, sizeof(supported) - used, "%s%s", i ? ", " : "", arch_at(i)->name);
-    return ps_error_set(err, PS_ERR_UNSUPPORTED, "general.architecture: '%.*s' is not supported; supported are %s",
+        used += (size_t)snprintf(supported + used, sizeof(supported) - used, "%s%s", i ? ", " : "",
+                                 arch_at(i)->name);
+    return ps_error_set(err, PS_ERR_UNSUPPORTED,
+                        "general.architecture: '%.*s' is not supported; supported are %s",
                         (int)(name.length < 64 ? name.length : 64), name.data, supported);
 }
 
@@ -54,7 +59,8 @@ static enum ps_status read_header(struct ps_model *model, struct ps_error *err)
 {
     enum ps_status status;
     if ((status = find_arch(model, err)) != PS_OK ||
-        (status = hparams_read(&model->hp, model->gguf, model->arch->name, model->arch->known_keys, err)) != PS_OK ||
+        (status = hparams_read(&model->hp, model->gguf, model->arch->name, model->arch->known_keys, err)) !=
+            PS_OK ||
         (status = shard_map_new(&model->shards, model->gguf, model->hp.n_layers, err)) != PS_OK ||
         (status = model_bind_tensors(model, err)) != PS_OK)
         return status;
@@ -99,15 +105,18 @@ void ps_model_free(struct ps_model *model)
     free(model);
 }
 
-const struct ps_model_info *ps_model_info(const struct ps_model *model) { return &model->info; }
+const struct ps_model_info *ps_model_info(const struct ps_model *model)
+{
+    return &model->info;
+}
 
 const struct ps_plan *ps_model_loaded_plan(const struct ps_model *model)
 {
     return model->loaded ? &model->plan : NULL;
 }
 
-enum ps_status ps_model_plan(struct ps_model *model, const struct ps_model_params *params, struct ps_plan *plan,
-                             struct ps_error *err)
+enum ps_status ps_model_plan(struct ps_model *model, const struct ps_model_params *params,
+                             struct ps_plan *plan, struct ps_error *err)
 {
     struct ps_model_params resolved;
     *plan = (struct ps_plan){0};
@@ -117,8 +126,9 @@ enum ps_status ps_model_plan(struct ps_model *model, const struct ps_model_param
 
 static enum ps_status open_reader(struct ps_model *model, struct ps_error *err)
 {
-    static const enum io_backend backends[] = {
-        [PS_IO_AUTO] = IO_BACKEND_AUTO, [PS_IO_URING] = IO_BACKEND_URING, [PS_IO_THREADS] = IO_BACKEND_THREADS};
+    static const enum io_backend backends[] = {[PS_IO_AUTO] = IO_BACKEND_AUTO,
+                                               [PS_IO_URING] = IO_BACKEND_URING,
+                                               [PS_IO_THREADS] = IO_BACKEND_THREADS};
     uint32_t n = gguf_n_files(model->gguf);
     const char **paths = calloc(n, sizeof(*paths));
     if (!paths)
@@ -143,11 +153,13 @@ static enum ps_status choose_kernels(struct ps_model *model, struct ps_error *er
     model->attention = attention_kernels_get(level);
     int failed = thread_pool_new(&model->pool, model->params.threads);
     if (failed < 0)
-        return ps_error_set(err, PS_ERR_NOMEM, "threads: cannot start %u: %s", model->params.threads, strerror(-failed));
+        return ps_error_set(err, PS_ERR_NOMEM, "threads: cannot start %u: %s", model->params.threads,
+                            strerror(-failed));
     return PS_OK;
 }
 
-enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_params *params, struct ps_error *err)
+enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_params *params,
+                             struct ps_error *err)
 {
     if (model->loaded || model->pool)
         return ps_error_set(err, PS_ERR_ARGUMENT, "model: is already loaded");
@@ -158,7 +170,8 @@ enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_param
         (status = trunk_new(&model->trunk, model, model->plan.trunk_layers_resident, err)) != PS_OK)
         return status;
     const struct cache_policy *policy = cache_policy_find(model->params.cache_policy);
-    status = expert_cache_new(&model->cache, model->shards, model->reader, policy, PLAN_MIN_SLOTS, model->plan.cache, err);
+    status = expert_cache_new(&model->cache, model->shards, model->reader, policy, PLAN_MIN_SLOTS,
+                              model->plan.cache, err);
     if (status != PS_OK)
         return status;
     io_reader_get_stats(model->reader, &model->loaded_io);

@@ -39,8 +39,8 @@ struct ps_model {
     struct vocab *vocab;
     struct weight global[GT_COUNT];
     struct tensor_group global_group;
-    struct layer *layers;    /* [hp.n_layers] */
-    uint32_t act_mask;       /* bit per enum act_type that some weight of the model wants */
+    struct layer *layers; /* [hp.n_layers] */
+    uint32_t act_mask;    /* bit per enum act_type that some weight of the model wants */
     uint32_t n_moe_layers;
     struct ps_model_info info;
     char *name;
@@ -56,7 +56,7 @@ struct ps_model {
     struct io_reader *reader;
     struct expert_cache *cache;
     struct trunk *trunk;
-    bool has_session; /* the plan holds the KV cache and activations of one */
+    bool has_session;                 /* the plan holds the KV cache and activations of one */
     struct io_reader_stats loaded_io; /* counters when load() was done */
 };
 

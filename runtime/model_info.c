@@ -40,8 +40,8 @@ static void fill_formats(const struct ps_model *model, struct ps_model_info *inf
     size_t used = 0;
     for (uint32_t i = 0; i < SHOWN_TYPES && shares[i].bytes > 0; i++) {
         double percent = 100.0 * (double)shares[i].bytes / (double)total;
-        used += (size_t)snprintf(info->formats + used, sizeof(info->formats) - used, "%s%s %.3g%%", i ? ", " : "",
-                                 gguf_type_find(shares[i].type)->name, percent);
+        used += (size_t)snprintf(info->formats + used, sizeof(info->formats) - used, "%s%s %.3g%%",
+                                 i ? ", " : "", gguf_type_find(shares[i].type)->name, percent);
     }
 }
 

@@ -48,7 +48,8 @@ static enum ps_status find_format(const char *name, uint32_t type, const struct 
     *format = block_format_find(type);
     if (*format)
         return PS_OK;
-    return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: block format %s is not supported", name, type_name(type));
+    return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: block format %s is not supported", name,
+                        type_name(type));
 }
 
 static enum ps_status make_weight(const struct ps_model *model, const struct gguf_tensor *tensor,
@@ -57,17 +58,18 @@ static enum ps_status make_weight(const struct ps_model *model, const struct ggu
     uint64_t rows = dimension_size(&model->hp, rule->rows);
     uint64_t cols = dimension_size(&model->hp, rule->cols);
     if (tensor->dims[0] != cols || tensor->dims[1] != rows || tensor->dims[2] != 1 || tensor->dims[3] != 1)
-        return ps_error_set(err, PS_ERR_FORMAT, "%s: shape is %llu x %llu x %llu x %llu, the metadata says %llu x %llu",
-                            tensor->name, (unsigned long long)tensor->dims[0], (unsigned long long)tensor->dims[1],
-                            (unsigned long long)tensor->dims[2], (unsigned long long)tensor->dims[3],
-                            (unsigned long long)cols, (unsigned long long)rows);
+        return ps_error_set(
+            err, PS_ERR_FORMAT, "%s: shape is %llu x %llu x %llu x %llu, the metadata says %llu x %llu",
+            tensor->name, (unsigned long long)tensor->dims[0], (unsigned long long)tensor->dims[1],
+            (unsigned long long)tensor->dims[2], (unsigned long long)tensor->dims[3],
+            (unsigned long long)cols, (unsigned long long)rows);
     const struct block_format *format;
     enum ps_status status = find_format(tensor->name, tensor->type, &format, err);
     if (status != PS_OK)
         return status;
     if (rule->rows == DIM_ONE && tensor->type != BLOCK_F32)
-        return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: a vector in %s is not supported, only f32", tensor->name,
-                            format->name);
+        return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: a vector in %s is not supported, only f32",
+                            tensor->name, format->name);
     *w = (struct weight){
         .format = format, .n_rows = rows, .n_cols = cols, .row_bytes = block_row_bytes(format, cols)};
     return PS_OK;
@@ -84,8 +86,8 @@ static bool needed(enum tensor_need need, bool moe)
 }
 
 static enum ps_status bind_group(struct binding *binding, const struct tensor_rule *rules, uint32_t n_rules,
-                                 const char *prefix, bool moe, struct weight *weights, struct tensor_group *group,
-                                 struct ps_error *err)
+                                 const char *prefix, bool moe, struct weight *weights,
+                                 struct tensor_group *group, struct ps_error *err)
 {
     struct ps_model *model = binding->model;
     uint32_t indices[sizeof(group->id) / sizeof(group->id[0])];
@@ -121,8 +123,8 @@ struct weight model_expert_weight(const struct ps_model *model, uint32_t layer, 
                            .row_bytes = block_row_bytes(format, slice->cols)};
 }
 
-static enum ps_status check_slice(struct ps_model *model, uint32_t layer, enum shard_part part, const char *name,
-                                  uint64_t rows, uint64_t cols, struct ps_error *err)
+static enum ps_status check_slice(struct ps_model *model, uint32_t layer, enum shard_part part,
+                                  const char *name, uint64_t rows, uint64_t cols, struct ps_error *err)
 {
     const struct shard_slice *slice = &shard_map_layer(model->shards, layer)->slice[part];
     char full[64];
@@ -130,9 +132,10 @@ static enum ps_status check_slice(struct ps_model *model, uint32_t layer, enum s
     if (!slice->present)
         return ps_error_set(err, PS_ERR_FORMAT, "%s: tensor is missing", full);
     if (slice->rows != rows || slice->cols != cols)
-        return ps_error_set(err, PS_ERR_FORMAT, "%s: one expert is %llu x %llu, the metadata says %llu x %llu", full,
-                            (unsigned long long)slice->cols, (unsigned long long)slice->rows, (unsigned long long)cols,
-                            (unsigned long long)rows);
+        return ps_error_set(err, PS_ERR_FORMAT,
+                            "%s: one expert is %llu x %llu, the metadata says %llu x %llu", full,
+                            (unsigned long long)slice->cols, (unsigned long long)slice->rows,
+                            (unsigned long long)cols, (unsigned long long)rows);
     const struct block_format *format;
     enum ps_status status = find_format(full, slice->type, &format, err);
     if (status == PS_OK)
@@ -149,14 +152,16 @@ static enum ps_status check_experts(struct ps_model *model, uint32_t il, struct 
                             shards->n_experts, hp->n_expert);
     for (uint32_t part = SHARD_GATE_BIAS; part < SHARD_N_PARTS; part++) {
         if (shards->slice[part].present)
-            return ps_error_set(err, PS_ERR_UNSUPPORTED, "blk.%u: expert biases and scales are not handled for '%s'", il,
+            return ps_error_set(err, PS_ERR_UNSUPPORTED,
+                                "blk.%u: expert biases and scales are not handled for '%s'", il,
                                 model->arch->name);
     }
     enum ps_status status;
     if (shards->slice[SHARD_GATE_UP].present)
-        status = check_slice(model, il, SHARD_GATE_UP, "ffn_gate_up_exps.weight", 2ull * hp->n_ff_expert, hp->n_embd, err);
-    else if ((status = check_slice(model, il, SHARD_GATE, "ffn_gate_exps.weight", hp->n_ff_expert, hp->n_embd, err)) ==
-             PS_OK)
+        status = check_slice(model, il, SHARD_GATE_UP, "ffn_gate_up_exps.weight", 2ull * hp->n_ff_expert,
+                             hp->n_embd, err);
+    else if ((status = check_slice(model, il, SHARD_GATE, "ffn_gate_exps.weight", hp->n_ff_expert, hp->n_embd,
+                                   err)) == PS_OK)
         status = check_slice(model, il, SHARD_UP, "ffn_up_exps.weight", hp->n_ff_expert, hp->n_embd, err);
     if (status != PS_OK)
         return status;
@@ -173,7 +178,8 @@ static void infer_widths(struct ps_model *model)
         snprintf(key, sizeof(key), "%s.expert_feed_forward_length", model->arch->name);
         if (shards->n_experts > 0 && !gguf_find(model->gguf, key)) {
             const struct shard_slice *down = &shards->slice[SHARD_DOWN];
-            hp->n_ff_expert = down->present && down->cols <= UINT32_MAX ? (uint32_t)down->cols : hp->n_ff_expert;
+            hp->n_ff_expert =
+                down->present && down->cols <= UINT32_MAX ? (uint32_t)down->cols : hp->n_ff_expert;
         }
         snprintf(key, sizeof(key), "blk.%u.ffn_up_shexp.weight", il);
         const struct gguf_tensor *shared = gguf_tensor_find(model->gguf, key);
@@ -187,7 +193,8 @@ static enum ps_status check_all_claimed(const struct binding *binding, struct ps
     const struct ps_model *model = binding->model;
     for (uint32_t i = 0; i < gguf_n_tensors(model->gguf); i++) {
         if (!binding->claimed[i] && !shard_map_owns_tensor(model->shards, i))
-            return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: tensor is not handled for '%s', and may change the result",
+            return ps_error_set(err, PS_ERR_UNSUPPORTED,
+                                "%s: tensor is not handled for '%s', and may change the result",
                                 gguf_tensor_at(model->gguf, i)->name, model->arch->name);
     }
     return PS_OK;
@@ -204,15 +211,16 @@ enum ps_status model_bind_tensors(struct ps_model *model, struct ps_error *err)
         ps_error_set(err, PS_ERR_NOMEM, "tensor tables: out of memory");
         goto done;
     }
-    status = bind_group(&binding, GLOBAL_RULES, N_GLOBAL_RULES, "", false, model->global, &model->global_group, err);
+    status = bind_group(&binding, GLOBAL_RULES, N_GLOBAL_RULES, "", false, model->global,
+                        &model->global_group, err);
     for (uint32_t il = 0; status == PS_OK && il < model->hp.n_layers; il++) {
         struct layer *layer = &model->layers[il];
         char prefix[24];
         snprintf(prefix, sizeof(prefix), "blk.%u.", il);
         layer->moe = shard_map_layer(model->shards, il)->n_experts > 0;
         model->n_moe_layers += layer->moe;
-        status = bind_group(&binding, model->arch->layer_rules, model->arch->n_layer_rules, prefix, layer->moe, layer->w,
-                            &layer->group, err);
+        status = bind_group(&binding, model->arch->layer_rules, model->arch->n_layer_rules, prefix,
+                            layer->moe, layer->w, &layer->group, err);
         if (status == PS_OK && layer->moe)
             status = check_experts(model, il, err);
     }

@@ -37,7 +37,8 @@ static void route(struct forward *f, uint32_t layer, const struct moe_options *o
 {
     const struct hparams *hp = &f->model->hp;
     const struct weight *router = &f->model->layers[layer].w[LT_ROUTER];
-    struct matmul_job job = {.w = router, .n_tokens = f->n_tokens, .out = f->s.router, .out_stride = hp->n_expert};
+    struct matmul_job job = {
+        .w = router, .n_tokens = f->n_tokens, .out = f->s.router, .out_stride = hp->n_expert};
     job.acts = acts_for(f, acts, router, &job.act_stride);
     run_matmuls(f, &job, 1);
     struct route_args args = {.options = options};
@@ -100,7 +101,8 @@ static void moe_layer_init(struct moe_layer *m, struct forward *f, uint32_t laye
 }
 
 /* Copies the rows of the tokens that chose an expert side by side, in the form that w takes. */
-static const void *pack_rows(struct moe_layer *m, const struct weight *w, uint32_t first, uint32_t n, size_t *stride)
+static const void *pack_rows(struct moe_layer *m, const struct weight *w, uint32_t first, uint32_t n,
+                             size_t *stride)
 {
     struct forward *f = m->f;
     const uint8_t *rows = acts_for(f, m->acts, w, stride);
@@ -175,13 +177,15 @@ static void sum_token(struct forward *f, uint32_t token, void *arg)
     for (uint32_t i = 1; i < k; i++)
         ops->axpy(sum, f->s.expert_out + rows[i] * n, weights[i], n);
     if (layer->w[LT_SHARED_UP].format) {
-        float gate = layer->w[LT_SHARED_ROUTER].format ? 1.0f / (1.0f + expf(-f->s.shared_gate[token])) : 1.0f;
+        float gate =
+            layer->w[LT_SHARED_ROUTER].format ? 1.0f / (1.0f + expf(-f->s.shared_gate[token])) : 1.0f;
         ops->axpy(sum, f->s.branch + token * n, gate, n);
     }
     ops->add(f->s.x + token * n, f->s.x + token * n, sum, n);
 }
 
-static enum ps_status stream_experts(struct forward *f, uint32_t layer, struct acts *acts, struct ps_error *err)
+static enum ps_status stream_experts(struct forward *f, uint32_t layer, struct acts *acts,
+                                     struct ps_error *err)
 {
     struct expert_cache *cache = f->model->cache;
     uint32_t n_distinct = group_by_expert(f);
@@ -202,7 +206,8 @@ static enum ps_status stream_experts(struct forward *f, uint32_t layer, struct a
     return expert_set_end(cache, &set, err);
 }
 
-enum ps_status block_moe(struct forward *f, uint32_t layer, const struct moe_options *options, struct ps_error *err)
+enum ps_status block_moe(struct forward *f, uint32_t layer, const struct moe_options *options,
+                         struct ps_error *err)
 {
     const struct hparams *hp = &f->model->hp;
     norm_chunk(f, &f->model->layers[layer].w[LT_FFN_NORM], f->s.x, f->s.normed);

@@ -41,12 +41,12 @@ enum ps_activations {
 
 /* 0 and NULL mean: choose. */
 struct ps_model_params {
-    uint64_t ram;             /* bytes: a ceiling on the whole process; 0: auto */
-    uint32_t threads;         /* compute threads; 0: one per physical core this process may use */
-    uint32_t ctx;             /* tokens a session holds; 0: the model's own, at most 4096 */
-    uint32_t chunk;           /* most tokens per forward pass; 0: as many as the budget allows, at most 512 */
-    uint32_t feed;            /* most tokens that one feed will bring: no more activations are planned; 0: ctx */
-    enum ps_kv kv;            /* element type of the KV cache */
+    uint64_t ram;     /* bytes: a ceiling on the whole process; 0: auto */
+    uint32_t threads; /* compute threads; 0: one per physical core this process may use */
+    uint32_t ctx;     /* tokens a session holds; 0: the model's own, at most 4096 */
+    uint32_t chunk;   /* most tokens per forward pass; 0: as many as the budget allows, at most 512 */
+    uint32_t feed;    /* most tokens that one feed will bring: no more activations are planned; 0: ctx */
+    enum ps_kv kv;    /* element type of the KV cache */
     enum ps_activations activations;
     enum ps_io io;            /* */
     bool direct;              /* O_DIRECT where the filesystem allows it */
@@ -62,23 +62,23 @@ void ps_model_params_default(struct ps_model_params *params);
 
 /* What stands in the file. Sizes in bytes. Strings live as long as the model. */
 struct ps_model_info {
-    const char *arch;          /* GGUF architecture name */
-    const char *name;          /* general.name, or "" */
-    char formats[160];         /* weight formats by share: "q4_K 84%, q6_K 15%, f32 1%" */
+    const char *arch;  /* GGUF architecture name */
+    const char *name;  /* general.name, or "" */
+    char formats[160]; /* weight formats by share: "q4_K 84%, q6_K 15%, f32 1%" */
     uint32_t n_layers, n_moe_layers, n_embd, n_vocab, n_ctx_train;
     uint32_t n_head, n_kv_head, head_dim;
-    uint32_t n_ff;             /* dense FFN width; 0 when there is none */
+    uint32_t n_ff; /* dense FFN width; 0 when there is none */
     uint32_t n_expert, n_expert_used, n_ff_expert, n_ff_shared;
-    uint64_t n_params, n_params_active; /* weights in all / used per token */
-    uint64_t file_bytes;       /* over all parts */
-    uint32_t n_files;          /* */
-    uint64_t trunk_bytes;      /* weights that every token needs */
-    uint64_t expert_bytes;     /* all routed experts */
-    uint32_t n_shards;         /* experts over all layers */
-    uint64_t shard_bytes_min, shard_bytes_max; /* one expert */
-    uint64_t token_cycle_bytes; /* what one token reads with no cache */
+    uint64_t n_params, n_params_active;              /* weights in all / used per token */
+    uint64_t file_bytes;                             /* over all parts */
+    uint32_t n_files;                                /* */
+    uint64_t trunk_bytes;                            /* weights that every token needs */
+    uint64_t expert_bytes;                           /* all routed experts */
+    uint32_t n_shards;                               /* experts over all layers */
+    uint64_t shard_bytes_min, shard_bytes_max;       /* one expert */
+    uint64_t token_cycle_bytes;                      /* what one token reads with no cache */
     uint64_t kv_token_bytes_f32, kv_token_bytes_f16; /* KV cache per token */
-    bool has_text;             /* the file has a tokenizer */
+    bool has_text;                                   /* the file has a tokenizer */
 };
 
 /* How a budget is divided. Bytes. */
@@ -95,7 +95,7 @@ struct ps_plan {
     uint32_t slots, n_shards;
     uint32_t ctx, chunk;
     uint32_t trunk_layers_resident; /* of n_layers; the others are streamed in order */
-    double cycles;        /* cache in token cycles; below 1 LRU would hit nothing */
+    double cycles;                  /* cache in token cycles; below 1 LRU would hit nothing */
 };
 
 /* Reads the header of path (or of all parts of a split model). */
@@ -103,10 +103,11 @@ enum ps_status ps_model_open(struct ps_model **out, const char *path, struct ps_
 void ps_model_free(struct ps_model *model); /* sessions first; NULL is fine */
 const struct ps_model_info *ps_model_info(const struct ps_model *model);
 /* Divides the budget without allocating; PS_ERR_BUDGET names the smallest that works (also in plan->minimum). */
-enum ps_status ps_model_plan(struct ps_model *model, const struct ps_model_params *params, struct ps_plan *plan,
-                             struct ps_error *err);
+enum ps_status ps_model_plan(struct ps_model *model, const struct ps_model_params *params,
+                             struct ps_plan *plan, struct ps_error *err);
 /* Plans, allocates and reads the trunk. Once per model. */
-enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_params *params, struct ps_error *err);
+enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_params *params,
+                             struct ps_error *err);
 const struct ps_plan *ps_model_loaded_plan(const struct ps_model *model); /* NULL before load */
 
 /* Budget that `auto` stands for on this machine now: within cgroup limits and what is available, bytes. */
@@ -160,11 +161,11 @@ void ps_session_on_router(struct ps_session *session, ps_router_fn *fn, void *ct
 struct ps_stats {
     uint64_t expert_hits, expert_misses;
     uint64_t bytes_demand, bytes_speculative, bytes_wasted; /* read for experts and streamed trunk layers */
-    double stall_s;    /* compute waited for reads */
-    double compute_s;  /* forward passes without the stalls */
-    uint64_t peak_rss_bytes; /* of the process, since its start */
-    const char *io_backend;  /* in use */
-    bool direct;             /* in use for every file */
+    double stall_s;                                         /* compute waited for reads */
+    double compute_s;                                       /* forward passes without the stalls */
+    uint64_t peak_rss_bytes;                                /* of the process, since its start */
+    const char *io_backend;                                 /* in use */
+    bool direct;                                            /* in use for every file */
     uint32_t threads;
     const char *cpu;
 };
@@ -185,7 +186,8 @@ struct ps_sampler_params {
 };
 struct ps_sampler;
 void ps_sampler_params_default(struct ps_sampler_params *params);
-enum ps_status ps_sampler_new(struct ps_sampler **out, const struct ps_sampler_params *params, struct ps_error *err);
+enum ps_status ps_sampler_new(struct ps_sampler **out, const struct ps_sampler_params *params,
+                              struct ps_error *err);
 void ps_sampler_free(struct ps_sampler *sampler);
 /* Chooses from logits[n_vocab] (overwritten). Equal logits: the lowest id. PS_ERR_NOMEM leaves *token unset. */
 enum ps_status ps_sampler_pick(struct ps_sampler *sampler, float *logits, uint32_t n_vocab, int32_t *token,

@@ -2,8 +2,8 @@
 
 #include "runtime/kv_cache.h"
 #include "runtime/machine.h"
-#include "runtime/size_text.h"
 #include "runtime/scratch.h"
+#include "runtime/size_text.h"
 #include "runtime/trunk.h"
 
 enum {
@@ -64,7 +64,10 @@ static uint64_t fixed_bytes(const struct ps_model *model, const struct ps_model_
 }
 
 /* Page tables: 8 bytes per 4 KiB page in the worst case. */
-static uint64_t page_tables(uint64_t bytes) { return bytes / 512; }
+static uint64_t page_tables(uint64_t bytes)
+{
+    return bytes / 512;
+}
 
 static uint64_t smallest_trunk(const struct ps_model *model)
 {
@@ -84,7 +87,8 @@ static uint32_t resident_layers(const struct ps_model *model, uint64_t bytes)
 
 /* Halves the chunk until its activations take at most an eighth of what is left for them and the cache: each chunk
  * streams the model once, but slots serve every token. */
-static uint64_t choose_chunk(const struct ps_model *model, const struct ps_model_params *r, struct ps_plan *plan)
+static uint64_t choose_chunk(const struct ps_model *model, const struct ps_model_params *r,
+                             struct ps_plan *plan)
 {
     enum { ACTIVATION_SHARE = 8 };
     uint32_t chunk = r->chunk > 0 ? r->chunk : (r->feed < DEFAULT_CHUNK ? r->feed : DEFAULT_CHUNK);
@@ -102,25 +106,30 @@ static uint64_t choose_chunk(const struct ps_model *model, const struct ps_model
 }
 
 /* The pread pool has up to one thread per read in flight, io_uring one that reaps. */
-static uint32_t reader_threads(const struct ps_model_params *r) { return r->io == PS_IO_URING ? 1 : 16; }
-
-static uint64_t minimum_budget(const struct ps_model *model, const struct ps_model_params *r, struct ps_plan plan,
-                               uint64_t smallest_cache)
+static uint32_t reader_threads(const struct ps_model_params *r)
 {
-    uint64_t bytes = fixed_bytes(model, r, r->chunk > 0 ? r->chunk : 1, &plan) + smallest_trunk(model) + smallest_cache;
+    return r->io == PS_IO_URING ? 1 : 16;
+}
+
+static uint64_t minimum_budget(const struct ps_model *model, const struct ps_model_params *r,
+                               struct ps_plan plan, uint64_t smallest_cache)
+{
+    uint64_t bytes =
+        fixed_bytes(model, r, r->chunk > 0 ? r->chunk : 1, &plan) + smallest_trunk(model) + smallest_cache;
     bytes += page_tables(bytes) + MINIMUM_STEP;
     return (bytes + MINIMUM_STEP - 1) / MINIMUM_STEP * MINIMUM_STEP;
 }
 
-enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_params *r, struct ps_plan *plan,
-                           struct ps_error *err)
+enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_params *r,
+                           struct ps_plan *plan, struct ps_error *err)
 {
     const struct cache_policy *policy = cache_policy_find(r->cache_policy);
     struct expert_cache_size smallest;
     expert_cache_min_size(model->shards, policy, PLAN_MIN_SLOTS, &smallest);
     *plan = (struct ps_plan){.budget = r->ram, .ctx = r->ctx, .n_shards = shard_map_n_shards(model->shards)};
     plan->kv = kv_cache_bytes(&model->hp, (enum kv_type)r->kv, r->ctx);
-    plan->process = machine_rss_bytes() + PROCESS_GROWTH + (uint64_t)(r->threads + reader_threads(r)) * THREAD_STACK;
+    plan->process =
+        machine_rss_bytes() + PROCESS_GROWTH + (uint64_t)(r->threads + reader_threads(r)) * THREAD_STACK;
     plan->io = READER_BYTES;
     uint64_t smallest_cache = smallest.arena_bytes + smallest.overhead_bytes;
     plan->minimum = minimum_budget(model, r, *plan, smallest_cache);
@@ -129,11 +138,12 @@ enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_p
     fixed += page_tables(r->ram);
     if (fixed + smallest_trunk(model) + smallest_cache > r->ram) {
         char budget[SIZE_TEXT_SIZE], least[SIZE_TEXT_SIZE];
-        return ps_error_set(err, PS_ERR_BUDGET,
-                            "--ram: a budget of %s is too small for this model and context: the smallest that works is "
-                            "%lluK (%s)",
-                            size_format(r->ram, budget), (unsigned long long)(plan->minimum / KIB),
-                            size_format(plan->minimum, least));
+        return ps_error_set(
+            err, PS_ERR_BUDGET,
+            "--ram: a budget of %s is too small for this model and context: the smallest that works is "
+            "%lluK (%s)",
+            size_format(r->ram, budget), (unsigned long long)(plan->minimum / KIB),
+            size_format(plan->minimum, least));
     }
     plan->trunk_layers_resident = resident_layers(model, r->ram - fixed - smallest_cache);
     plan->trunk = trunk_memory(model, plan->trunk_layers_resident);

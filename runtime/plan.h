@@ -11,7 +11,7 @@ enum { PLAN_MIN_SLOTS = 2 };
 enum ps_status plan_resolve_params(const struct ps_model *model, const struct ps_model_params *params,
                                    struct ps_model_params *resolved, struct ps_error *err);
 /* resolved: from plan_resolve_params. */
-enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_params *resolved, struct ps_plan *plan,
-                           struct ps_error *err);
+enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_params *resolved,
+                           struct ps_plan *plan, struct ps_error *err);
 
 #endif

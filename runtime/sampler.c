@@ -34,7 +34,10 @@ static uint64_t splitmix(uint64_t *x)
     return z ^ (z >> 31);
 }
 
-static uint64_t rotate(uint64_t x, int n) { return x << n | x >> (64 - n); }
+static uint64_t rotate(uint64_t x, int n)
+{
+    return x << n | x >> (64 - n);
+}
 
 static uint64_t next_random(uint64_t s[4])
 {
@@ -49,7 +52,8 @@ static uint64_t next_random(uint64_t s[4])
     return result;
 }
 
-enum ps_status ps_sampler_new(struct ps_sampler **out, const struct ps_sampler_params *params, struct ps_error *err)
+enum ps_status ps_sampler_new(struct ps_sampler **out, const struct ps_sampler_params *params,
+                              struct ps_error *err)
 {
     *out = NULL;
     if (!(params->temp >= 0.0f) || !(params->top_p > 0.0f) || !(params->min_p >= 0.0f) ||
@@ -142,7 +146,8 @@ static uint32_t cut_tail(const struct candidate *c, uint32_t n, const struct ps_
 {
     double sum = 0.0;
     uint32_t kept = 0;
-    while (kept < n && (kept == 0 || (sum < (double)params->top_p && c[kept].p >= (double)params->min_p * c[0].p)))
+    while (kept < n &&
+           (kept == 0 || (sum < (double)params->top_p && c[kept].p >= (double)params->min_p * c[0].p)))
         sum += c[kept++].p;
     return kept;
 }

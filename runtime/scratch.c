@@ -14,9 +14,15 @@ static void *take(struct bump *bump, uint64_t bytes)
     return bump->base ? bump->base + at : NULL;
 }
 
-static float *take_floats(struct bump *bump, uint64_t n) { return take(bump, n * sizeof(float)); }
+static float *take_floats(struct bump *bump, uint64_t n)
+{
+    return take(bump, n * sizeof(float));
+}
 
-static uint64_t max_u64(uint64_t a, uint64_t b) { return a > b ? a : b; }
+static uint64_t max_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
 
 /* Types of rounded activations that can occur, as a mask. */
 static uint32_t rounded_types(const struct ps_model *model, const struct ps_model_params *params)
@@ -26,7 +32,10 @@ static uint32_t rounded_types(const struct ps_model *model, const struct ps_mode
 
 /* A row of n hidden values in the largest form it can take; widths that are no whole number of blocks of a type are
  * never the input of a weight of that type. */
-static uint64_t widest_row(uint64_t n) { return n * sizeof(float); }
+static uint64_t widest_row(uint64_t n)
+{
+    return n * sizeof(float);
+}
 
 static uint64_t rounded_row(enum act_type type, uint64_t n)
 {
@@ -34,7 +43,8 @@ static uint64_t rounded_row(enum act_type type, uint64_t n)
     return act_row_bytes(type, (n + block - 1) / block * block);
 }
 
-static void take_attention(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T, uint32_t threads)
+static void take_attention(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T,
+                           uint32_t threads)
 {
     s->q = take_floats(bump, T * hp->n_head * hp->head_dim_k);
     s->k = take_floats(bump, T * hp->n_kv_head * hp->head_dim_k);
@@ -52,8 +62,8 @@ static void take_attention(struct scratch *s, struct bump *bump, const struct hp
     s->attention = take_floats(bump, (uint64_t)threads * s->attention_floats);
 }
 
-static void take_experts(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T, uint32_t types,
-                         bool packs_f32)
+static void take_experts(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T,
+                         uint32_t types, bool packs_f32)
 {
     uint64_t P = T * hp->n_expert_used;
     s->router = take_floats(bump, T * hp->n_expert);
@@ -87,7 +97,8 @@ uint64_t scratch_layout(struct scratch *s, uint8_t *base, const struct ps_model 
     take_attention(s, &bump, hp, T, threads);
     uint64_t widest = max_u64(hp->n_embd, (uint64_t)hp->n_head * hp->head_dim_v);
     for (int type = 0; type < ACT_N_TYPES; type++)
-        s->rounded[type] = types >> type & 1 ? take(&bump, T * rounded_row((enum act_type)type, widest)) : NULL;
+        s->rounded[type] =
+            types >> type & 1 ? take(&bump, T * rounded_row((enum act_type)type, widest)) : NULL;
     s->ff_hidden = take(&bump, T * widest_row(max_u64(hp->n_ff, hp->n_ff_shared)));
     uint64_t tile_tokens = T < FFN_TILE_TOKENS ? T : FFN_TILE_TOKENS;
     s->tile_floats = 2 * tile_tokens * FFN_TILE_ROWS;

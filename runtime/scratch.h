@@ -25,32 +25,32 @@ struct acts {
 
 /* Sizes: T = chunk, E = n_embd, K = experts used, P = T * K pairs of token and expert. */
 struct scratch {
-    float *x;        /* [T][E] residual stream */
-    float *normed;   /* [T][E] */
-    float *branch;   /* [T][E] output of a block before it is added */
-    float *hidden;   /* [T][E] after the last norm: what logits are made of */
-    float *q, *k, *v;  /* [T][heads * head_dim] */
-    float *attended; /* [T][n_head * head_dim_v] */
-    float *rope_cos, *rope_sin; /* [T][n_rot/2] */
-    int32_t *positions; /* [T] */
+    float *x;                      /* [T][E] residual stream */
+    float *normed;                 /* [T][E] */
+    float *branch;                 /* [T][E] output of a block before it is added */
+    float *hidden;                 /* [T][E] after the last norm: what logits are made of */
+    float *q, *k, *v;              /* [T][heads * head_dim] */
+    float *attended;               /* [T][n_head * head_dim_v] */
+    float *rope_cos, *rope_sin;    /* [T][n_rot/2] */
+    int32_t *positions;            /* [T] */
     uint8_t *rounded[ACT_N_TYPES]; /* [T] rows of the widest input */
-    uint8_t *ff_hidden; /* [T] rows of activations: dense and shared FFN */
-    float *tiles;    /* per thread: [2][FFN_TILE_TOKENS][FFN_TILE_ROWS] */
-    size_t tile_floats; /* per thread */
-    float *attention; /* per thread */
+    uint8_t *ff_hidden;            /* [T] rows of activations: dense and shared FFN */
+    float *tiles;                  /* per thread: [2][FFN_TILE_TOKENS][FFN_TILE_ROWS] */
+    size_t tile_floats;            /* per thread */
+    float *attention;              /* per thread */
     size_t attention_floats;
 
-    float *router;      /* [T][n_expert] probabilities */
-    uint32_t *chosen;   /* [T][K] expert ids in rank order */
-    float *weights;     /* [T][K] */
-    float *shared_gate; /* [T] */
-    uint32_t *expert_start; /* [n_expert + 1] first pair of each expert */
-    uint32_t *expert_ids;   /* [n_expert] chosen by some token, ascending */
-    uint32_t *pair_token;   /* [P] in expert order */
-    uint32_t *pair_row;     /* [T][K] row of a pair in expert order */
+    float *router;                /* [T][n_expert] probabilities */
+    uint32_t *chosen;             /* [T][K] expert ids in rank order */
+    float *weights;               /* [T][K] */
+    float *shared_gate;           /* [T] */
+    uint32_t *expert_start;       /* [n_expert + 1] first pair of each expert */
+    uint32_t *expert_ids;         /* [n_expert] chosen by some token, ascending */
+    uint32_t *pair_token;         /* [P] in expert order */
+    uint32_t *pair_row;           /* [T][K] row of a pair in expert order */
     uint8_t *packed[ACT_N_TYPES]; /* [P] rows of width E, in expert order; unused for T = 1 */
-    uint8_t *expert_hidden; /* [P] rows of activations of width n_ff_expert */
-    float *expert_out;      /* [P][E] in expert order */
+    uint8_t *expert_hidden;       /* [P] rows of activations of width n_ff_expert */
+    float *expert_out;            /* [P][E] in expert order */
 };
 
 /* Lays out scratch for `chunk` tokens and `threads` threads from base (NULL: only measure); returns its bytes. */

@@ -17,7 +17,7 @@ struct ps_session {
     uint64_t scratch_bytes;
     uint32_t n_last; /* tokens whose hidden states are held */
     const volatile sig_atomic_t *cancel;
-    double feed_s;   /* time in forward passes since the last reset */
+    double feed_s; /* time in forward passes since the last reset */
     double stall_base_s;
     struct io_reader_stats io_base;
 };
@@ -37,7 +37,8 @@ enum ps_status ps_session_new(struct ps_session **out, struct ps_model *model, s
     if (!model->loaded)
         return ps_error_set(err, PS_ERR_ARGUMENT, "session: the model is not loaded");
     if (model->has_session)
-        return ps_error_set(err, PS_ERR_ARGUMENT, "session: the memory plan holds one session, and there is one");
+        return ps_error_set(err, PS_ERR_ARGUMENT,
+                            "session: the memory plan holds one session, and there is one");
     struct ps_session *session = calloc(1, sizeof(*session));
     if (!session)
         return ps_error_set(err, PS_ERR_NOMEM, "session: out of memory");
@@ -51,7 +52,8 @@ enum ps_status ps_session_new(struct ps_session **out, struct ps_model *model, s
     session->scratch_bytes =
         scratch_layout(&f->s, NULL, model, &model->params, plan->chunk, model->params.threads);
     session->scratch = mapping_new(session->scratch_bytes);
-    if (!session->scratch || kv_cache_init(&session->kv, &model->hp, (enum kv_type)model->params.kv, plan->ctx) < 0) {
+    if (!session->scratch ||
+        kv_cache_init(&session->kv, &model->hp, (enum kv_type)model->params.kv, plan->ctx) < 0) {
         uint64_t bytes = session->scratch_bytes + plan->kv;
         mapping_free(session->scratch, session->scratch_bytes);
         free(session);
@@ -80,12 +82,12 @@ static enum ps_status check_tokens(const struct ps_session *session, const int32
     uint32_t ctx = session->kv.ctx;
     if (n > ctx - used)
         return ps_error_set(err, PS_ERR_CONTEXT,
-                            "prompt: %zu tokens do not fit a context of %u that holds %u: use a larger --ctx", n, ctx,
-                            used);
+                            "prompt: %zu tokens do not fit a context of %u that holds %u: use a larger --ctx",
+                            n, ctx, used);
     for (size_t i = 0; i < n; i++) {
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= session->model->hp.n_vocab)
-            return ps_error_set(err, PS_ERR_ARGUMENT, "tokens: id %d is not within the vocabulary of %u", tokens[i],
-                                session->model->hp.n_vocab);
+            return ps_error_set(err, PS_ERR_ARGUMENT, "tokens: id %d is not within the vocabulary of %u",
+                                tokens[i], session->model->hp.n_vocab);
     }
     return PS_OK;
 }
@@ -108,7 +110,10 @@ enum ps_status ps_session_feed(struct ps_session *session, const int32_t *tokens
     return status;
 }
 
-uint32_t ps_session_position(const struct ps_session *session) { return session->kv.n_used; }
+uint32_t ps_session_position(const struct ps_session *session)
+{
+    return session->kv.n_used;
+}
 
 void ps_session_truncate(struct ps_session *session, uint32_t n_tokens)
 {
@@ -122,8 +127,9 @@ enum ps_status ps_session_logits(struct ps_session *session, uint32_t back, uint
                                  struct ps_error *err)
 {
     if (n == 0 || back >= session->n_last || n > session->n_last - back)
-        return ps_error_set(err, PS_ERR_ARGUMENT, "logits: %u tokens before the last %u, but the last chunk held %u", n,
-                            back, session->n_last);
+        return ps_error_set(err, PS_ERR_ARGUMENT,
+                            "logits: %u tokens before the last %u, but the last chunk held %u", n, back,
+                            session->n_last);
     double start = clock_seconds();
     forward_logits(&session->forward, session->n_last - back - n, n, out);
     session->feed_s += clock_seconds() - start;

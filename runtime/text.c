@@ -16,7 +16,10 @@ enum ps_status ps_tokenize(struct ps_model *model, const char *text, size_t leng
     return vocab_encode(model->vocab, text, length, add_special, parse_special, tokens, n_tokens, err);
 }
 
-bool ps_token_is_end(const struct ps_model *model, int32_t token) { return vocab_is_end(model->vocab, token); }
+bool ps_token_is_end(const struct ps_model *model, int32_t token)
+{
+    return vocab_is_end(model->vocab, token);
+}
 
 enum { TEXT_FACTOR = 3, TEXT_EXTRA = 4 * TEXT_FACTOR + 1 }; /* what utf8_stream_push may write, and the 0 */
 

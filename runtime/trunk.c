@@ -22,7 +22,7 @@ struct trunk {
     uint32_t resident; /* layers kept */
     uint8_t *memory;
     uint64_t memory_bytes;
-    struct load *loads;     /* [1 + resident]: globals, then layers; only while loading */
+    struct load *loads; /* [1 + resident]: globals, then layers; only while loading */
     uint8_t *buffer[N_BUFFERS];
     uint32_t buffer_layer[N_BUFFERS]; /* layer that is, or is being read, in it */
     struct load stream[N_BUFFERS];
@@ -65,7 +65,8 @@ static void on_landed(struct io_job *job)
     pthread_mutex_unlock(&trunk->lock);
 }
 
-static void start_load(struct trunk *trunk, struct load *load, const struct tensor_layout *layout, uint8_t *buffer)
+static void start_load(struct trunk *trunk, struct load *load, const struct tensor_layout *layout,
+                       uint8_t *buffer)
 {
     *load = (struct load){.trunk = trunk, .pending = true, .bytes = layout->bytes};
     load->job = (struct io_job){.ranges = layout->ranges,
@@ -138,7 +139,8 @@ enum ps_status trunk_new(struct trunk **out, struct ps_model *model, uint32_t re
         trunk->buffer_layer[i] = NO_LAYER;
     if (!trunk->memory || !trunk->loads) {
         trunk_free(trunk);
-        return ps_error_set(err, PS_ERR_NOMEM, "trunk: cannot map %llu bytes", (unsigned long long)trunk->memory_bytes);
+        return ps_error_set(err, PS_ERR_NOMEM, "trunk: cannot map %llu bytes",
+                            (unsigned long long)trunk->memory_bytes);
     }
     enum ps_status status = read_resident(trunk, err);
     free(trunk->loads);
@@ -212,4 +214,7 @@ void trunk_end_layer(struct trunk *trunk, uint32_t layer)
         start_stream(trunk, find_buffer(trunk, layer), next);
 }
 
-double trunk_stall_s(const struct trunk *trunk) { return trunk->stall_s; }
+double trunk_stall_s(const struct trunk *trunk)
+{
+    return trunk->stall_s;
+}

@@ -59,10 +59,10 @@ struct gguf_kv {
 
 /* Sizes of a block type as it stands in a file; the arithmetic lives in kernels/. */
 struct gguf_type_info {
-    uint32_t id;       /* ggml type id */
-    const char *name;  /* as llama.cpp prints it, lower case: "q4_K" */
-    uint32_t values;   /* per block */
-    uint32_t bytes;    /* per block */
+    uint32_t id;      /* ggml type id */
+    const char *name; /* as llama.cpp prints it, lower case: "q4_K" */
+    uint32_t values;  /* per block */
+    uint32_t bytes;   /* per block */
 };
 
 /* NULL when the id is not a known type. */
@@ -73,12 +73,12 @@ const struct gguf_type_info *gguf_type_find_name(const char *name);
 bool gguf_type_bytes(const struct gguf_type_info *type, const uint64_t dims[4], uint64_t *bytes);
 
 struct gguf_tensor {
-    const char *name;  /* 0-terminated, owned by the directory */
-    uint32_t type;     /* ggml type id; always one that gguf_type_find knows */
-    uint32_t n_dims;   /* 1..4 */
-    uint64_t dims[4];  /* dims[0] is the row length; unused ones are 1 */
-    uint32_t file;     /* index of the split part that holds it */
-    uint64_t offset;   /* bytes from the start of that file */
+    const char *name; /* 0-terminated, owned by the directory */
+    uint32_t type;    /* ggml type id; always one that gguf_type_find knows */
+    uint32_t n_dims;  /* 1..4 */
+    uint64_t dims[4]; /* dims[0] is the row length; unused ones are 1 */
+    uint32_t file;    /* index of the split part that holds it */
+    uint64_t offset;  /* bytes from the start of that file */
     uint64_t bytes;
 };
 

@@ -48,9 +48,9 @@ struct io_job {
     const struct io_range *ranges; /* borrowed until done() */
     uint32_t n_ranges;
     enum io_priority priority;
-    uint8_t *buffer;                   /* IO_ALIGN-aligned */
-    void (*done)(struct io_job *job);  /* called exactly once; the job may be reused or freed from there on */
-    void *owner;                       /* for the callback */
+    uint8_t *buffer;                  /* IO_ALIGN-aligned */
+    void (*done)(struct io_job *job); /* called exactly once; the job may be reused or freed from there on */
+    void *owner;                      /* for the callback */
 
     /* Outcome, valid in done(). */
     enum ps_status status; /* PS_OK, PS_ERR_IO or PS_ERR_CANCELLED */
@@ -103,10 +103,11 @@ void io_reader_cancel(struct io_reader *reader, struct io_job *job);
 enum ps_status io_reader_read(struct io_reader *reader, const struct io_range *ranges, uint32_t n_ranges,
                               uint8_t *buffer, struct ps_error *err);
 /* Fills err from a failed job: "path: read failed at offset N: reason". Returns job->status. */
-enum ps_status io_reader_job_error(const struct io_reader *reader, const struct io_job *job, struct ps_error *err);
+enum ps_status io_reader_job_error(const struct io_reader *reader, const struct io_job *job,
+                                   struct ps_error *err);
 
 const char *io_reader_backend_name(const struct io_reader *reader); /* "uring" or "threads": what is in use */
-bool io_reader_is_direct(const struct io_reader *reader);           /* every file is read with O_DIRECT so far */
+bool io_reader_is_direct(const struct io_reader *reader); /* every file is read with O_DIRECT so far */
 uint32_t io_reader_queue_depth(const struct io_reader *reader);
 uint64_t io_reader_memory(const struct io_reader *reader); /* bytes it holds, buffers of jobs not included */
 void io_reader_get_stats(struct io_reader *reader, struct io_reader_stats *stats);

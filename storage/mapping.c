@@ -4,13 +4,17 @@
 
 enum { PAGE_BYTES = 4096, HUGE_BYTES = 2 << 20 };
 
-static uint64_t round_up(uint64_t n, uint64_t unit) { return (n + unit - 1) / unit * unit; }
+static uint64_t round_up(uint64_t n, uint64_t unit)
+{
+    return (n + unit - 1) / unit * unit;
+}
 
 void *mapping_new(uint64_t bytes)
 {
     bytes = round_up(bytes, PAGE_BYTES);
     uint64_t slack = bytes >= HUGE_BYTES ? HUGE_BYTES - PAGE_BYTES : 0;
-    char *base = mmap(NULL, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char *base =
+        mmap(NULL, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED)
         return NULL;
     if (slack == 0)

@@ -41,10 +41,10 @@ struct shard_slice {
 };
 
 struct shard_layer {
-    uint32_t n_experts;  /* 0: this layer has no routed experts */
+    uint32_t n_experts;   /* 0: this layer has no routed experts */
     uint32_t first_shard; /* id of expert 0; shard id = first_shard + expert */
-    uint64_t bytes;      /* of one expert, all parts */
-    uint64_t slot_bytes; /* memory one of its shards needs in a slot: the sum of aligned spans, worst case */
+    uint64_t bytes;       /* of one expert, all parts */
+    uint64_t slot_bytes;  /* memory one of its shards needs in a slot: the sum of aligned spans, worst case */
     struct shard_slice slice[SHARD_N_PARTS];
 };
 
@@ -68,7 +68,8 @@ uint32_t shard_map_n_shards(const struct shard_map *map); /* over all layers */
 const struct shard_layer *shard_map_layer(const struct shard_map *map, uint32_t layer);
 uint32_t shard_map_shard_layer(const struct shard_map *map, uint32_t shard); /* layer of a shard id */
 /* layer < n_layers, expert < n_experts of it. */
-void shard_map_locate(const struct shard_map *map, uint32_t layer, uint32_t expert, struct shard_location *out);
+void shard_map_locate(const struct shard_map *map, uint32_t layer, uint32_t expert,
+                      struct shard_location *out);
 /* Whether a tensor (by directory index) belongs to an expert; what is left is the trunk. */
 bool shard_map_owns_tensor(const struct shard_map *map, uint32_t tensor_index);
 
@@ -82,8 +83,8 @@ struct tensor_layout {
     uint64_t bytes;   /* buffer size, a multiple of IO_ALIGN */
 };
 /* tensors[n]: directory indices, no duplicates. */
-enum ps_status tensor_layout_init(struct tensor_layout *layout, const struct gguf *gguf, const uint32_t *tensors,
-                                  uint32_t n_tensors, struct ps_error *err);
+enum ps_status tensor_layout_init(struct tensor_layout *layout, const struct gguf *gguf,
+                                  const uint32_t *tensors, uint32_t n_tensors, struct ps_error *err);
 void tensor_layout_deinit(struct tensor_layout *layout);
 
 #endif

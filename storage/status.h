@@ -33,7 +33,8 @@ struct ps_error {
 #if defined(__GNUC__)
 __attribute__((format(printf, 3, 4)))
 #endif
-enum ps_status ps_error_set(struct ps_error *err, enum ps_status status, const char *format, ...);
+enum ps_status
+ps_error_set(struct ps_error *err, enum ps_status status, const char *format, ...);
 
 #ifdef __cplusplus
 }

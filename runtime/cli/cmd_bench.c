@@ -17,7 +17,8 @@ struct bench_options {
 static const struct flag decode_rows[] = {
     {"n", 'n', FLAG_U32, OPTION(n), .help = "tokens to decode", .min = 1, .max = 1 << 30},
     {"tokens", 0, FLAG_STRING, OPTION(tokens), "greedy|random:SEED|FILE",
-     .help = "what is fed: the model's own choice (random weights\nthen fall into a loop, which flatters every cache),\n"
+     .help = "what is fed: the model's own choice (random weights\nthen fall into a loop, which flatters "
+             "every cache),\n"
              "random ids (the fair, hard case), or ids from a file"},
     {"stats", 0, FLAG_STRING, OPTION(stats), "FILE", .help = "write statistics as JSON; -: stdout"},
     {0},
@@ -43,7 +44,8 @@ static bool random_ids(struct token_source *source, uint64_t seed, uint32_t n, u
     return source->ids != NULL;
 }
 
-static bool open_source(struct token_source *source, const struct bench_options *o, uint32_t n_vocab, int *exit_code)
+static bool open_source(struct token_source *source, const struct bench_options *o, uint32_t n_vocab,
+                        int *exit_code)
 {
     *exit_code = CLI_FAILED;
     if (strcmp(o->tokens, "greedy") == 0)
@@ -52,7 +54,8 @@ static bool open_source(struct token_source *source, const struct bench_options 
         char *end;
         uint64_t seed = strtoull(o->tokens + 7, &end, 10);
         if (end == o->tokens + 7 || *end) {
-            *exit_code = cli_error(CLI_USAGE, "--tokens: \"%s\": a number must follow \"random:\"", o->tokens);
+            *exit_code =
+                cli_error(CLI_USAGE, "--tokens: \"%s\": a number must follow \"random:\"", o->tokens);
             return false;
         }
         if (!random_ids(source, seed, o->n, n_vocab))
@@ -64,14 +67,16 @@ static bool open_source(struct token_source *source, const struct bench_options 
     bool ok = text && parse_token_list(text, o->tokens, &source->ids, &source->n);
     free(text);
     if (ok && source->n < o->n) {
-        *exit_code = cli_error(CLI_USAGE, "--tokens: %s holds %zu ids, -n asks for %u", o->tokens, source->n, o->n);
+        *exit_code =
+            cli_error(CLI_USAGE, "--tokens: %s holds %zu ids, -n asks for %u", o->tokens, source->n, o->n);
         return false;
     }
     return ok;
 }
 
-static enum ps_status decode(struct loaded_model *m, const struct token_source *source, uint32_t n, float *logits,
-                             struct ps_sampler *greedy, struct run_times *times, struct ps_error *err)
+static enum ps_status decode(struct loaded_model *m, const struct token_source *source, uint32_t n,
+                             float *logits, struct ps_sampler *greedy, struct run_times *times,
+                             struct ps_error *err)
 {
     uint32_t n_vocab = ps_model_info(m->model)->n_vocab;
     enum ps_status status = PS_OK;
@@ -92,7 +97,8 @@ static enum ps_status decode(struct loaded_model *m, const struct token_source *
     return status;
 }
 
-static int run_decode(struct loaded_model *m, const struct bench_options *o, const struct token_source *source)
+static int run_decode(struct loaded_model *m, const struct bench_options *o,
+                      const struct token_source *source)
 {
     struct ps_error err;
     struct ps_sampler *greedy = NULL;
@@ -123,7 +129,8 @@ static int bench_decode(int argc, char **argv)
     const struct flag_spec spec = {
         .command = "bench decode",
         .summary = "Decodes tokens one at a time from an empty context and cache, and reports the speed.",
-        .examples = "  penstock bench decode -m model.gguf -n 64 --tokens random:1 --ram 4.8G --threads 2 --stats -",
+        .examples =
+            "  penstock bench decode -m model.gguf -n 64 --tokens random:1 --ram 4.8G --threads 2 --stats -",
         .groups = groups};
     struct loaded_model m = {.start = clock_seconds()};
     struct token_source source = {0};
@@ -137,7 +144,8 @@ static int bench_decode(int argc, char **argv)
         model_options.params.ctx = options.n;
     model_options.params.feed = 1;
     if (options.n > model_options.params.ctx)
-        exit_code = cli_error(CLI_USAGE, "-n: %u tokens do not fit a context of %u", options.n, model_options.params.ctx);
+        exit_code = cli_error(CLI_USAGE, "-n: %u tokens do not fit a context of %u", options.n,
+                              model_options.params.ctx);
     else if (open_source(&source, &options, ps_model_info(m.model)->n_vocab, &exit_code) &&
              loaded_model_start(&m, m.model, &model_options, &exit_code))
         exit_code = run_decode(&m, &options, &source);

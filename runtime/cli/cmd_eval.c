@@ -23,8 +23,10 @@ struct eval_options {
 
 static const struct flag logits_rows[] = {
     {"tokens", 0, FLAG_STRING, OPTION(tokens), "IDS", .help = "token ids: \"1,2,3\"", .required = true},
-    {"output", 'o', FLAG_STRING, OPTION(output), "FILE", .help = "little-endian float32 [n_tokens][n_vocab]", .required = true},
-    {"experts", 0, FLAG_STRING, OPTION(experts), "FILE", .help = "the router's choice, int32 [n_tokens][n_moe_layers][top_k]"},
+    {"output", 'o', FLAG_STRING, OPTION(output), "FILE", .help = "little-endian float32 [n_tokens][n_vocab]",
+     .required = true},
+    {"experts", 0, FLAG_STRING, OPTION(experts), "FILE",
+     .help = "the router's choice, int32 [n_tokens][n_moe_layers][top_k]"},
     {0},
 };
 
@@ -48,8 +50,8 @@ static void write_experts(void *ctx, uint32_t moe_layer, uint32_t position, uint
     }
 }
 
-static enum ps_status write_piece(struct loaded_model *m, FILE *out, const int32_t *tokens, uint32_t n, float *rows,
-                                  const char *path, struct ps_error *err)
+static enum ps_status write_piece(struct loaded_model *m, FILE *out, const int32_t *tokens, uint32_t n,
+                                  float *rows, const char *path, struct ps_error *err)
 {
     uint32_t n_vocab = ps_model_info(m->model)->n_vocab;
     enum ps_status status = ps_session_feed(m->session, tokens, n, err);
@@ -77,11 +79,13 @@ static int write_logits(struct loaded_model *m, const struct eval_options *o, co
     if (status == PS_OK && o->experts) {
         writer.fd = open(o->experts, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
         if (writer.fd < 0)
-            status = ps_error_set(&err, PS_ERR_IO, "%s: cannot open for writing: %s", o->experts, strerror(errno));
+            status =
+                ps_error_set(&err, PS_ERR_IO, "%s: cannot open for writing: %s", o->experts, strerror(errno));
         ps_session_on_router(m->session, write_experts, &writer);
     }
     for (size_t i = 0; status == PS_OK && i < n; i += chunk)
-        status = write_piece(m, out, tokens + i, n - i < chunk ? (uint32_t)(n - i) : chunk, rows, o->output, &err);
+        status =
+            write_piece(m, out, tokens + i, n - i < chunk ? (uint32_t)(n - i) : chunk, rows, o->output, &err);
     if (writer.fd >= 0 && close(writer.fd) < 0 && !writer.error)
         writer.error = errno;
     if (status == PS_OK && writer.error)
@@ -103,7 +107,8 @@ static int eval_logits(int argc, char **argv)
         .command = "eval logits",
         .summary = "Writes the logits after each of the given tokens.",
         .examples = "  penstock eval logits -m model.gguf --tokens \"1,2,3\" -o logits.f32\n"
-                    "  penstock eval logits -m model.gguf --tokens \"1,2,3\" -o logits.f32 --chunk 1 --activations f32",
+                    "  penstock eval logits -m model.gguf --tokens \"1,2,3\" -o logits.f32 --chunk 1 "
+                    "--activations f32",
         .groups = groups};
     struct loaded_model m = {.start = clock_seconds()};
     struct ps_error err;
@@ -124,8 +129,9 @@ static int eval_logits(int argc, char **argv)
             params->ctx = n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
         params->feed = params->ctx;
         if (n > params->ctx)
-            exit_code = cli_error(CLI_FAILED, "--tokens: %zu tokens do not fit a context of %u: use a larger --ctx", n,
-                                  params->ctx);
+            exit_code =
+                cli_error(CLI_FAILED, "--tokens: %zu tokens do not fit a context of %u: use a larger --ctx",
+                          n, params->ctx);
         else if (loaded_model_start(&m, m.model, &model_options, &exit_code))
             exit_code = write_logits(&m, &options, tokens, n);
     }
@@ -203,11 +209,12 @@ static int measure_perplexity(struct loaded_model *m, int32_t *tokens, size_t n,
         return cli_status(&err);
     double mean = ppl.nll / (double)ppl.scored;
     if (json)
-        cli_printf("{\"perplexity\": %.6f, \"nll\": %.6f, \"scored_tokens\": %llu, \"windows\": %u, \"ctx\": %u}\n", exp(mean),
-                   mean, (unsigned long long)ppl.scored, ppl.windows, ctx);
+        cli_printf(
+            "{\"perplexity\": %.6f, \"nll\": %.6f, \"scored_tokens\": %llu, \"windows\": %u, \"ctx\": %u}\n",
+            exp(mean), mean, (unsigned long long)ppl.scored, ppl.windows, ctx);
     else
-        cli_printf("perplexity %.4f over %llu tokens in %u windows of %u\n", exp(mean), (unsigned long long)ppl.scored,
-                   ppl.windows, ctx);
+        cli_printf("perplexity %.4f over %llu tokens in %u windows of %u\n", exp(mean),
+                   (unsigned long long)ppl.scored, ppl.windows, ctx);
     return CLI_OK;
 }
 
@@ -220,8 +227,9 @@ static int eval_ppl(int argc, char **argv)
         {"Input and output", ppl_rows, &options}, {"Model and memory", MODEL_FLAGS, &model_options}, {0}};
     const struct flag_spec spec = {
         .command = "eval ppl",
-        .summary = "Perplexity of a text: windows of --ctx tokens side by side, the second half of each scored,\n"
-                   "so figures compare with llama-perplexity's.",
+        .summary =
+            "Perplexity of a text: windows of --ctx tokens side by side, the second half of each scored,\n"
+            "so figures compare with llama-perplexity's.",
         .examples = "  penstock eval ppl -m model.gguf -f valid.txt --ctx 512",
         .groups = groups};
     struct loaded_model m = {.start = clock_seconds()};
@@ -243,7 +251,8 @@ static int eval_ppl(int argc, char **argv)
         ps_tokenize(m.model, text, length, true, false, &tokens, &n, &err) != PS_OK)
         exit_code = cli_status(&err);
     else if (params->ctx < 4 || n < params->ctx)
-        exit_code = cli_error(CLI_FAILED, "%s: %zu tokens do not fill a window of %u: use a smaller --ctx (at least 4)",
+        exit_code = cli_error(CLI_FAILED,
+                              "%s: %zu tokens do not fill a window of %u: use a smaller --ctx (at least 4)",
                               options.file, n, params->ctx);
     else if (loaded_model_start(&m, m.model, &model_options, &exit_code))
         exit_code = measure_perplexity(&m, tokens, n, options.json);

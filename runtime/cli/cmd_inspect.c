@@ -20,10 +20,12 @@ static const struct flag_word auto_size[] = {{"auto", 0}, {0}};
 
 static const struct flag inspect_rows[] = {
     {"json", 0, FLAG_BOOL, OPTION(json), .help = "print one JSON object"},
-    {"ram", 0, FLAG_SIZE, OPTION(model.params.ram), "SIZE", .help = "plan for this budget; without it: for several",
-     .words = auto_size},
-    {"ctx", 0, FLAG_U32, OPTION(model.params.ctx), "TOKENS", .help = "context length; 0: the model's, at most 4096"},
-    {"threads", 0, FLAG_U32, OPTION(model.params.threads), .help = "compute threads; 0: one per physical core", .max = 256, .min = 0},
+    {"ram", 0, FLAG_SIZE, OPTION(model.params.ram), "SIZE",
+     .help = "plan for this budget; without it: for several", .words = auto_size},
+    {"ctx", 0, FLAG_U32, OPTION(model.params.ctx), "TOKENS",
+     .help = "context length; 0: the model's, at most 4096"},
+    {"threads", 0, FLAG_U32, OPTION(model.params.threads),
+     .help = "compute threads; 0: one per physical core", .max = 256, .min = 0},
     {0},
 };
 
@@ -36,8 +38,8 @@ struct plans {
 };
 
 /* The budget asked for, or the minimum, shares of the file, and all of it. */
-static enum ps_status make_plans(struct ps_model *model, const struct inspect_options *o, bool one, struct plans *plans,
-                                 struct ps_error *err)
+static enum ps_status make_plans(struct ps_model *model, const struct inspect_options *o, bool one,
+                                 struct plans *plans, struct ps_error *err)
 {
     struct ps_model_params params = o->model.params;
     uint64_t file = ps_model_info(model)->file_bytes;
@@ -54,8 +56,8 @@ static enum ps_status make_plans(struct ps_model *model, const struct inspect_op
     if (status != PS_ERR_BUDGET)
         return status;
     plans->minimum = probe.minimum;
-    const uint64_t budgets[] = {probe.minimum, file / 8, file / 4, file / 2, file / 4 * 3,
-                                file + file / 16 + probe.minimum};
+    const uint64_t budgets[] = {probe.minimum, file / 8,     file / 4,
+                                file / 2,      file / 4 * 3, file + file / 16 + probe.minimum};
     for (uint32_t i = 0; i < sizeof(budgets) / sizeof(budgets[0]); i++) {
         params.ram = budgets[i];
         if (i > 0 && budgets[i] <= budgets[i - 1])
@@ -72,10 +74,11 @@ static enum ps_status make_plans(struct ps_model *model, const struct inspect_op
 static json_t *plan_json(const struct ps_plan *p)
 {
     return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:i, s:i, s:f}", "budget_bytes",
-                     (json_int_t)p->budget, "process_bytes", (json_int_t)p->process, "trunk_bytes", (json_int_t)p->trunk,
-                     "kv_bytes", (json_int_t)p->kv, "activation_bytes", (json_int_t)p->activations, "io_bytes",
-                     (json_int_t)p->io, "cache_bytes", (json_int_t)p->cache, "unused_bytes", (json_int_t)p->unused, "slots",
-                     (int)p->slots, "shards", (int)p->n_shards, "ctx", (int)p->ctx, "chunk", (int)p->chunk,
+                     (json_int_t)p->budget, "process_bytes", (json_int_t)p->process, "trunk_bytes",
+                     (json_int_t)p->trunk, "kv_bytes", (json_int_t)p->kv, "activation_bytes",
+                     (json_int_t)p->activations, "io_bytes", (json_int_t)p->io, "cache_bytes",
+                     (json_int_t)p->cache, "unused_bytes", (json_int_t)p->unused, "slots", (int)p->slots,
+                     "shards", (int)p->n_shards, "ctx", (int)p->ctx, "chunk", (int)p->chunk,
                      "trunk_layers_resident", (int)p->trunk_layers_resident, "cycles", p->cycles);
 }
 
@@ -84,14 +87,15 @@ static int print_json(const struct ps_model_info *info, const struct plans *plan
     json_t *list = json_array();
     for (uint32_t i = 0; i < plans->n; i++)
         json_array_append_new(list, plan_json(&plans->plan[i]));
-    json_t *root = json_pack(
-        "{s:s, s:s?, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "architecture", info->arch,
-        "name", info->name, "formats", info->formats, "layers", (int)info->n_layers, "moe_layers",
-        (int)info->n_moe_layers, "embedding_length", (int)info->n_embd, "vocab_size", (int)info->n_vocab, "context_length",
-        (int)info->n_ctx_train, "heads", (int)info->n_head, "kv_heads", (int)info->n_kv_head, "head_dim",
-        (int)info->head_dim, "feed_forward_length", (int)info->n_ff, "experts", (int)info->n_expert, "experts_used",
-        (int)info->n_expert_used, "expert_feed_forward_length", (int)info->n_ff_expert, "shared_feed_forward_length",
-        (int)info->n_ff_shared);
+    json_t *root =
+        json_pack("{s:s, s:s?, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}",
+                  "architecture", info->arch, "name", info->name, "formats", info->formats, "layers",
+                  (int)info->n_layers, "moe_layers", (int)info->n_moe_layers, "embedding_length",
+                  (int)info->n_embd, "vocab_size", (int)info->n_vocab, "context_length",
+                  (int)info->n_ctx_train, "heads", (int)info->n_head, "kv_heads", (int)info->n_kv_head,
+                  "head_dim", (int)info->head_dim, "feed_forward_length", (int)info->n_ff, "experts",
+                  (int)info->n_expert, "experts_used", (int)info->n_expert_used, "expert_feed_forward_length",
+                  (int)info->n_ff_expert, "shared_feed_forward_length", (int)info->n_ff_shared);
     const struct {
         const char *key;
         uint64_t value;
@@ -114,7 +118,8 @@ static int print_json(const struct ps_model_info *info, const struct plans *plan
         json_object_set_new(root, counts[i].key, json_integer((json_int_t)counts[i].value));
     if (root)
         json_object_set_new(root, "has_tokenizer", json_boolean(info->has_text));
-    char *text = root && json_object_set_new(root, "plans", list) == 0 ? json_dumps(root, JSON_INDENT(1)) : NULL;
+    char *text =
+        root && json_object_set_new(root, "plans", list) == 0 ? json_dumps(root, JSON_INDENT(1)) : NULL;
     if (!root)
         json_decref(list);
     json_decref(root);
@@ -128,17 +133,20 @@ static int print_json(const struct ps_model_info *info, const struct plans *plan
 static void print_info(const struct ps_model_info *i)
 {
     char a[SIZE_TEXT_SIZE], b[SIZE_TEXT_SIZE], c[SIZE_TEXT_SIZE];
-    cli_printf("%s%s%s: %u layers, width %u, %u heads of %u (%u KV), vocabulary %u, trained for %u tokens\n", i->arch,
-               i->name[0] ? " " : "", i->name, i->n_layers, i->n_embd, i->n_head, i->head_dim, i->n_kv_head, i->n_vocab,
-               i->n_ctx_train);
-    cli_printf("parameters   %.2fB, %.2fB active per token\n", (double)i->n_params * 1e-9, (double)i->n_params_active * 1e-9);
-    cli_printf("file         %s in %u part%s: %s\n", size_format(i->file_bytes, a), i->n_files, i->n_files == 1 ? "" : "s",
-               i->formats);
+    cli_printf("%s%s%s: %u layers, width %u, %u heads of %u (%u KV), vocabulary %u, trained for %u tokens\n",
+               i->arch, i->name[0] ? " " : "", i->name, i->n_layers, i->n_embd, i->n_head, i->head_dim,
+               i->n_kv_head, i->n_vocab, i->n_ctx_train);
+    cli_printf("parameters   %.2fB, %.2fB active per token\n", (double)i->n_params * 1e-9,
+               (double)i->n_params_active * 1e-9);
+    cli_printf("file         %s in %u part%s: %s\n", size_format(i->file_bytes, a), i->n_files,
+               i->n_files == 1 ? "" : "s", i->formats);
     cli_printf("trunk        %s that every token needs\n", size_format(i->trunk_bytes, a));
     if (i->n_expert > 0) {
-        cli_printf("experts      %u x %u layers, top-%u, width %u: %s in all, %s each\n", i->n_expert, i->n_moe_layers,
-                   i->n_expert_used, i->n_ff_expert, size_format(i->expert_bytes, a), size_format(i->shard_bytes_max, b));
-        cli_printf("token cycle  %s: what one token reads with no cache\n", size_format(i->token_cycle_bytes, a));
+        cli_printf("experts      %u x %u layers, top-%u, width %u: %s in all, %s each\n", i->n_expert,
+                   i->n_moe_layers, i->n_expert_used, i->n_ff_expert, size_format(i->expert_bytes, a),
+                   size_format(i->shard_bytes_max, b));
+        cli_printf("token cycle  %s: what one token reads with no cache\n",
+                   size_format(i->token_cycle_bytes, a));
     }
     if (i->n_ff_shared > 0)
         cli_printf("shared       expert of width %u\n", i->n_ff_shared);
@@ -152,14 +160,16 @@ static void print_info(const struct ps_model_info *i)
 static void print_plans(const struct plans *plans, const struct ps_model_info *info)
 {
     char text[8][SIZE_TEXT_SIZE];
-    cli_printf("\nmemory plan (context %u)\n%10s %10s %10s %10s %10s %10s %16s %7s\n", plans->n ? plans->plan[0].ctx : 0, "--ram",
-               "process", "trunk", "KV", "activat.", "cache", "experts kept", "cycles");
+    cli_printf("\nmemory plan (context %u)\n%10s %10s %10s %10s %10s %10s %16s %7s\n",
+               plans->n ? plans->plan[0].ctx : 0, "--ram", "process", "trunk", "KV", "activat.", "cache",
+               "experts kept", "cycles");
     for (uint32_t i = 0; i < plans->n; i++) {
         const struct ps_plan *p = &plans->plan[i];
         char kept[32];
         snprintf(kept, sizeof(kept), "%u/%u", p->slots, p->n_shards);
-        cli_printf("%10s %10s %10s %10s %10s %10s %16s %7.2f", size_format(p->budget, text[0]), size_format(p->process, text[1]),
-                   size_format(p->trunk, text[2]), size_format(p->kv, text[3]), size_format(p->activations, text[4]),
+        cli_printf("%10s %10s %10s %10s %10s %10s %16s %7.2f", size_format(p->budget, text[0]),
+                   size_format(p->process, text[1]), size_format(p->trunk, text[2]),
+                   size_format(p->kv, text[3]), size_format(p->activations, text[4]),
                    size_format(p->cache, text[5]), kept, p->cycles);
         if (p->trunk_layers_resident < info->n_layers)
             cli_printf("  %u of %u trunk layers stay", p->trunk_layers_resident, info->n_layers);
@@ -173,12 +183,14 @@ int cmd_inspect(int argc, char **argv)
     model_options_default(&options.model);
     options.model.params.ram = UINT64_MAX; /* not given */
     const struct flag_group groups[] = {{NULL, inspect_rows, &options}, {0}};
-    const struct flag_positional positionals[] = {{"FILE", &options.file, "the model, a GGUF file", true}, {0}};
-    const struct flag_spec spec = {.command = "inspect",
-                                   .summary = "Says what is in a model file, from its header alone, and how memory would be used.",
-                                   .examples = "  penstock inspect model.gguf\n  penstock inspect model.gguf --json --ram 8G",
-                                   .positionals = positionals,
-                                   .groups = groups};
+    const struct flag_positional positionals[] = {{"FILE", &options.file, "the model, a GGUF file", true},
+                                                  {0}};
+    const struct flag_spec spec = {
+        .command = "inspect",
+        .summary = "Says what is in a model file, from its header alone, and how memory would be used.",
+        .examples = "  penstock inspect model.gguf\n  penstock inspect model.gguf --json --ram 8G",
+        .positionals = positionals,
+        .groups = groups};
     int exit_code;
     if (!cli_parse(&spec, argc, argv, &exit_code))
         return exit_code;

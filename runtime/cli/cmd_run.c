@@ -23,8 +23,10 @@ static const struct flag_word print_words[] = {{"text", PRINT_TEXT}, {"tokens", 
 
 static const struct flag run_rows[] = {
     {"prompt", 'p', FLAG_STRING, OPTION(prompt), "TEXT", .help = "the prompt"},
-    {"file", 'f', FLAG_STRING, OPTION(prompt_file), "FILE", .help = "the prompt from a file; -: standard input"},
-    {"prompt-tokens", 0, FLAG_STRING, OPTION(prompt_tokens), "IDS", .help = "the prompt as token ids: \"1,2,3\""},
+    {"file", 'f', FLAG_STRING, OPTION(prompt_file), "FILE",
+     .help = "the prompt from a file; -: standard input"},
+    {"prompt-tokens", 0, FLAG_STRING, OPTION(prompt_tokens), "IDS",
+     .help = "the prompt as token ids: \"1,2,3\""},
     {"n", 'n', FLAG_U32, OPTION(n), .help = "tokens to generate at most"},
     {"ignore-end", 0, FLAG_BOOL, OPTION(ignore_end), .help = "go on after an end-of-text token"},
     {"print", 0, FLAG_CHOICE, OPTION(print), "WHAT", .help = "what goes to stdout:", .words = print_words},
@@ -33,23 +35,30 @@ static const struct flag run_rows[] = {
 };
 
 static const struct flag sampler_rows[] = {
-    {"temp", 0, FLAG_FLOAT, OPTION(sampler.temp), .help = "randomness; 0: always the most likely token", .min = 0, .max = 100},
+    {"temp", 0, FLAG_FLOAT, OPTION(sampler.temp), .help = "randomness; 0: always the most likely token",
+     .min = 0, .max = 100},
     {"top-k", 0, FLAG_U32, OPTION(sampler.top_k), .help = "keep the K most likely; 0: all"},
-    {"top-p", 0, FLAG_FLOAT, OPTION(sampler.top_p), .help = "keep the smallest set with this share", .min = 1e-6, .max = 1},
-    {"min-p", 0, FLAG_FLOAT, OPTION(sampler.min_p), .help = "drop what is less likely than this share of the best", .min = 0, .max = 1},
-    {"repeat-penalty", 0, FLAG_FLOAT, OPTION(sampler.repeat_penalty), .help = "above 1: repeat less", .min = 1e-3, .max = 1e3},
-    {"repeat-last", 0, FLAG_U32, OPTION(sampler.repeat_last), .help = "tokens that the penalty looks back", .max = 1 << 20, .min = 0},
+    {"top-p", 0, FLAG_FLOAT, OPTION(sampler.top_p), .help = "keep the smallest set with this share",
+     .min = 1e-6, .max = 1},
+    {"min-p", 0, FLAG_FLOAT, OPTION(sampler.min_p),
+     .help = "drop what is less likely than this share of the best", .min = 0, .max = 1},
+    {"repeat-penalty", 0, FLAG_FLOAT, OPTION(sampler.repeat_penalty), .help = "above 1: repeat less",
+     .min = 1e-3, .max = 1e3},
+    {"repeat-last", 0, FLAG_U32, OPTION(sampler.repeat_last), .help = "tokens that the penalty looks back",
+     .max = 1 << 20, .min = 0},
     {"seed", 0, FLAG_U64, OPTION(sampler.seed), .help = "same seed, same text"},
     {0},
 };
 
-static const char summary[] = "Generates text from one prompt. Text goes to stdout as it is made, everything else to stderr.";
+static const char summary[] =
+    "Generates text from one prompt. Text goes to stdout as it is made, everything else to stderr.";
 static const char examples[] =
     "  penstock run -m model.gguf -p \"Once upon a time\" --ram 8G\n"
     "  penstock run -m model-00001-of-00004.gguf -f prompt.txt -n 500 --temp 0 --stats stats.json\n"
     "  penstock run -m model.gguf --prompt-tokens \"1,2,3\" --print tokens --temp 0";
 
-static bool read_prompt(const struct run_options *o, struct ps_model *model, int32_t **tokens, size_t *n, int *exit_code)
+static bool read_prompt(const struct run_options *o, struct ps_model *model, int32_t **tokens, size_t *n,
+                        int *exit_code)
 {
     *exit_code = CLI_USAGE;
     if ((o->prompt != NULL) + (o->prompt_file != NULL) + (o->prompt_tokens != NULL) != 1) {
@@ -64,7 +73,8 @@ static bool read_prompt(const struct run_options *o, struct ps_model *model, int
     if (o->prompt_file && !text)
         return false;
     struct ps_error err;
-    enum ps_status status = ps_tokenize(model, o->prompt ? o->prompt : text, length, true, true, tokens, n, &err);
+    enum ps_status status =
+        ps_tokenize(model, o->prompt ? o->prompt : text, length, true, true, tokens, n, &err);
     free(text);
     if (status != PS_OK)
         *exit_code = cli_status(&err);
@@ -72,7 +82,8 @@ static bool read_prompt(const struct run_options *o, struct ps_model *model, int
 }
 
 /* Memory is for what this run needs: the prompt and the tokens asked for, within the model's context. */
-static void fit_context(struct ps_model_params *params, const struct ps_model_info *info, size_t n_prompt, uint32_t n)
+static void fit_context(struct ps_model_params *params, const struct ps_model_info *info, size_t n_prompt,
+                        uint32_t n)
 {
     uint64_t wanted = (uint64_t)n_prompt + n;
     if (params->ctx == 0)
@@ -107,7 +118,8 @@ static enum ps_status pick(struct generation *g, int32_t *token, struct ps_error
     return status == PS_OK ? ps_sampler_pick(g->sampler, g->logits, n_vocab, token, err) : status;
 }
 
-static enum ps_status generate(struct generation *g, const int32_t *prompt, size_t n_prompt, struct ps_error *err)
+static enum ps_status generate(struct generation *g, const int32_t *prompt, size_t n_prompt,
+                               struct ps_error *err)
 {
     struct ps_session *session = g->m->session;
     const struct run_options *o = g->options;
@@ -189,13 +201,16 @@ static int run_model(const struct run_options *options, struct model_options *mo
         goto done;
     }
     if (options->print == PRINT_TEXT && !ps_model_info(m.model)->has_text) {
-        exit_code = cli_error(CLI_USAGE, "%s: has no tokenizer: use --prompt-tokens and --print tokens", model_options->path);
+        exit_code = cli_error(CLI_USAGE, "%s: has no tokenizer: use --prompt-tokens and --print tokens",
+                              model_options->path);
         goto done;
     }
     fit_context(&model_options->params, ps_model_info(m.model), n_prompt, options->n);
     if (n_prompt > model_options->params.ctx) {
-        exit_code = cli_error(CLI_FAILED, "prompt: %zu tokens do not fit a context of %u: use a larger --ctx or a shorter prompt",
-                              n_prompt, model_options->params.ctx);
+        exit_code =
+            cli_error(CLI_FAILED,
+                      "prompt: %zu tokens do not fit a context of %u: use a larger --ctx or a shorter prompt",
+                      n_prompt, model_options->params.ctx);
         goto done;
     }
     if (loaded_model_start(&m, m.model, model_options, &exit_code))
@@ -219,7 +234,8 @@ int cmd_run(int argc, char **argv)
                                         {"Sampling", sampler_rows, &options},
                                         {"Model and memory", MODEL_FLAGS, &model_options},
                                         {0}};
-    const struct flag_spec spec = {.command = "run", .summary = summary, .examples = examples, .groups = groups};
+    const struct flag_spec spec = {
+        .command = "run", .summary = summary, .examples = examples, .groups = groups};
     int exit_code;
     if (!cli_parse(&spec, argc, argv, &exit_code))
         return exit_code;

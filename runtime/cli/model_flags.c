@@ -10,10 +10,14 @@
 #include "runtime/clock.h"
 #include "runtime/size_text.h"
 
-static const char *policy_name_at(uint32_t index) { return ps_cache_policy_at(index, NULL); }
+static const char *policy_name_at(uint32_t index)
+{
+    return ps_cache_policy_at(index, NULL);
+}
 
 static const struct flag_word auto_size[] = {{"auto", 0}, {0}};
-static const struct flag_word io_words[] = {{"auto", PS_IO_AUTO}, {"uring", PS_IO_URING}, {"threads", PS_IO_THREADS}, {0}};
+static const struct flag_word io_words[] = {
+    {"auto", PS_IO_AUTO}, {"uring", PS_IO_URING}, {"threads", PS_IO_THREADS}, {0}};
 static const struct flag_word kv_words[] = {{"f32", PS_KV_F32}, {"f16", PS_KV_F16}, {0}};
 static const struct flag_word activation_words[] = {
     {"auto", PS_ACTIVATIONS_AUTO}, {"f32", PS_ACTIVATIONS_F32}, {0}};
@@ -27,22 +31,27 @@ static const char *cpu_name_at(uint32_t index)
 #define OPTION(field) offsetof(struct model_options, field)
 
 const struct flag MODEL_FLAGS[] = {
-    {"model", 'm', FLAG_STRING, OPTION(path), "FILE", .help = "the model, a GGUF file (any part of a split one)", .required = true},
-    {"ram", 0, FLAG_SIZE, OPTION(params.ram), "SIZE", .help = "ceiling on all memory of the process", .words = auto_size},
-    {"threads", 0, FLAG_U32, OPTION(params.threads), .help = "compute threads; 0: one per physical core", .max = 256, .min = 0},
+    {"model", 'm', FLAG_STRING, OPTION(path), "FILE",
+     .help = "the model, a GGUF file (any part of a split one)", .required = true},
+    {"ram", 0, FLAG_SIZE, OPTION(params.ram), "SIZE", .help = "ceiling on all memory of the process",
+     .words = auto_size},
+    {"threads", 0, FLAG_U32, OPTION(params.threads), .help = "compute threads; 0: one per physical core",
+     .max = 256, .min = 0},
     {"ctx", 0, FLAG_U32, OPTION(params.ctx), "TOKENS", .help = "context length; 0: what this command needs"},
     {"chunk", 0, FLAG_U32, OPTION(params.chunk), "TOKENS", .help = "most tokens per forward pass; 0: choose"},
-    {"kv", 0, FLAG_CHOICE, OPTION(params.kv), "TYPE", .help = "element type of the KV cache:", .words = kv_words},
+    {"kv", 0, FLAG_CHOICE, OPTION(params.kv), "TYPE",
+     .help = "element type of the KV cache:", .words = kv_words},
     {"activations", 0, FLAG_CHOICE, OPTION(params.activations), "HOW",
      .help = "auto: rounded as llama.cpp does; f32: exact, slow:", .words = activation_words},
     {"io", 0, FLAG_CHOICE, OPTION(params.io), "BACKEND", .help = "how experts are read:", .words = io_words},
     {"direct", 0, FLAG_ON_OFF, OPTION(params.direct), .help = "O_DIRECT where the filesystem allows it"},
-    {"queue-depth", 0, FLAG_U32, OPTION(params.queue_depth), "N", .help = "reads in flight; 0: choose", .max = 4096, .min = 0},
+    {"queue-depth", 0, FLAG_U32, OPTION(params.queue_depth), "N", .help = "reads in flight; 0: choose",
+     .max = 4096, .min = 0},
     {"io-limit", 0, FLAG_SIZE, OPTION(params.io_limit), "RATE", .help = "bytes per second at most; 0: none"},
-    {"cache-policy", 0, FLAG_NAME, OPTION(params.cache_policy), "NAME", .help = "which expert leaves the cache:",
-     .name_at = policy_name_at},
-    {"cpu", 0, FLAG_NAME, OPTION(params.cpu), "LEVEL", .help = "instruction set; the best there is, or one of:",
-     .name_at = cpu_name_at},
+    {"cache-policy", 0, FLAG_NAME, OPTION(params.cache_policy), "NAME",
+     .help = "which expert leaves the cache:", .name_at = policy_name_at},
+    {"cpu", 0, FLAG_NAME, OPTION(params.cpu), "LEVEL",
+     .help = "instruction set; the best there is, or one of:", .name_at = cpu_name_at},
     {0},
 };
 
@@ -57,12 +66,13 @@ static void print_plan(const struct ps_plan *p, const struct ps_model_info *info
 {
     char text[8][SIZE_TEXT_SIZE];
     fprintf(stderr,
-            "memory %s: process %s, trunk %s (%u of %u layers stay), KV %s (%u tokens), activations %s (chunk %u), I/O %s, "
+            "memory %s: process %s, trunk %s (%u of %u layers stay), KV %s (%u tokens), activations %s "
+            "(chunk %u), I/O %s, "
             "cache %s (%u of %u experts)",
             size_format(p->budget, text[0]), size_format(p->process, text[1]), size_format(p->trunk, text[2]),
             p->trunk_layers_resident, info->n_layers, size_format(p->kv, text[3]), p->ctx,
-            size_format(p->activations, text[4]), p->chunk, size_format(p->io, text[5]), size_format(p->cache, text[6]),
-            p->slots, p->n_shards);
+            size_format(p->activations, text[4]), p->chunk, size_format(p->io, text[5]),
+            size_format(p->cache, text[6]), p->slots, p->n_shards);
     if (p->n_shards > 0 && p->slots < p->n_shards)
         fprintf(stderr, "; %.2f token cycles%s", p->cycles,
                 p->cycles < 1.0 ? ": most experts are read again for every token" : "");
@@ -73,8 +83,8 @@ static void show_progress(void *ctx, uint64_t done, uint64_t total)
 {
     char text[2][SIZE_TEXT_SIZE];
     (void)ctx;
-    fprintf(stderr, "\rreading the trunk: %s of %s%s", size_format(done, text[0]), size_format(total, text[1]),
-            done == total ? "\r\033[K" : "");
+    fprintf(stderr, "\rreading the trunk: %s of %s%s", size_format(done, text[0]),
+            size_format(total, text[1]), done == total ? "\r\033[K" : "");
 }
 
 bool loaded_model_start(struct loaded_model *m, struct ps_model *model, const struct model_options *options,
@@ -107,7 +117,10 @@ void loaded_model_close(struct loaded_model *m)
     ps_model_free(m->model);
 }
 
-static double per_second(uint64_t n, double seconds) { return n > 0 && seconds > 0.0 ? (double)n / seconds : 0.0; }
+static double per_second(uint64_t n, double seconds)
+{
+    return n > 0 && seconds > 0.0 ? (double)n / seconds : 0.0;
+}
 
 void print_summary(const struct loaded_model *m, const struct run_times *times)
 {
@@ -116,12 +129,14 @@ void print_summary(const struct loaded_model *m, const struct run_times *times)
     ps_session_stats(m->session, &stats);
     uint64_t asked = stats.expert_hits + stats.expert_misses;
     fprintf(stderr,
-            "prompt %" PRIu64 " tokens, %.2f tok/s; generated %" PRIu64 ", %.2f tok/s; first token %.2f s; experts %.1f%% hit, %s "
+            "prompt %" PRIu64 " tokens, %.2f tok/s; generated %" PRIu64
+            ", %.2f tok/s; first token %.2f s; experts %.1f%% hit, %s "
             "read, stalled %.2f s; peak memory %s\n",
             times->prompt_tokens, per_second(times->prompt_tokens, times->prefill_s), times->generated_tokens,
             per_second(times->decode_steps, times->decode_s), times->ttft_s,
-            asked > 0 ? 100.0 * (double)stats.expert_hits / (double)asked : 100.0, size_format(stats.bytes_demand, text[0]),
-            stats.stall_s, size_format(stats.peak_rss_bytes, text[1]));
+            asked > 0 ? 100.0 * (double)stats.expert_hits / (double)asked : 100.0,
+            size_format(stats.bytes_demand, text[0]), stats.stall_s,
+            size_format(stats.peak_rss_bytes, text[1]));
 }
 
 /* JSON by hand: the object is flat and its values are numbers and our own words. */
@@ -176,8 +191,8 @@ static bool print_stats(FILE *out, const struct loaded_model *m, const struct ru
         fprintf(out, "\"%s\": %" PRIu64 ", ", counts[i].key, counts[i].value);
     for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++)
         fprintf(out, "\"%s\": %.6g, ", figures[i].key, figures[i].value);
-    fprintf(out, "\"io_backend\": \"%s\", \"direct\": %s, \"cpu\": \"%s\"}\n", s.io_backend, s.direct ? "true" : "false",
-            s.cpu);
+    fprintf(out, "\"io_backend\": \"%s\", \"direct\": %s, \"cpu\": \"%s\"}\n", s.io_backend,
+            s.direct ? "true" : "false", s.cpu);
     return fflush(out) == 0 && !ferror(out);
 }
 

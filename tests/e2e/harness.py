@@ -233,6 +233,11 @@ def smallest_budget(*command):
     return int(named[1]) * _UNITS.get(named[2], 1)
 
 
+def streaming(*command):
+    """The command with the smallest budget, so that most experts are read again and again."""
+    return (*command, "--ram", smallest_budget(*command))
+
+
 def logits_command(model, tokens, *flags, out=os.devnull):
     return ("eval", "logits", "-m", model, "--tokens", comma_list(tokens), "-o", out, *flags)
 

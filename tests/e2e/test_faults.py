@@ -1,4 +1,4 @@
-"""The world misbehaves while text is being made: reads fail, files shrink, stdout breaks, the user interrupts."""
+"""The world changes while text is being made: files shrink, stdout breaks, the user interrupts."""
 
 import os
 import signal
@@ -17,61 +17,6 @@ def backends():
     return ("threads", "uring") if harness.has_uring() else ("threads",)
 
 
-def streaming(*command):
-    """The command with the smallest budget, so that most experts are read again and again."""
-    return (*command, "--ram", harness.smallest_budget(*command))
-
-
-class FailingReads(harness.TestCase):
-    def setUp(self):
-        super().setUp()
-        if not harness.options.fault_library:
-            self.skipTest("no --fault-library")
-
-    def environment(self, kind, after=0, every=1):
-        return {
-            "LD_PRELOAD": harness.options.fault_library,
-            "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0",
-            "FAULT_PREAD_KIND": kind,
-            "FAULT_PREAD_AFTER": str(after),
-            "FAULT_PREAD_EVERY": str(every),
-            "FAULT_PREAD_COUNT": self.path("count"),
-        }
-
-    def command(self):
-        return streaming("run", "-m", BUNDLED_MODEL, *PROMPT, "--io", "threads")
-
-    def total_reads(self):
-        self.ok(*self.command(), env=self.environment("none"))
-        total = int(harness.read_bytes(self.path("count")))
-        self.assertGreater(total, 100, "reads do not go through pread")
-        return total
-
-    def test_failed_read_is_reported_with_file_and_offset(self):
-        total = self.total_reads()
-        for kind in ("eio", "eof"):
-            for share in (0, 0.1, 0.5, 0.8):
-                with self.subTest(kind=kind, after=share):
-                    result = harness.run(*self.command(), env=self.environment(kind, int(total * share)))
-                    line = self.assert_one_error(result, 1)
-                    self.assertIn(os.path.basename(BUNDLED_MODEL), line)
-                    self.assertRegex(line, r"offset \d+")
-
-    def test_text_before_the_failure_is_right(self):
-        whole = self.ok(*self.command()).stdout
-        result = harness.run(*self.command(), env=self.environment("eio", int(self.total_reads() * 0.7)))
-        written = result.stdout.rstrip(b"\n")
-        self.assertGreater(len(written), 0)
-        self.assertTrue(whole.startswith(written), str(result))
-
-    def test_short_and_interrupted_reads_change_nothing(self):
-        whole = self.ok(*self.command()).stdout
-        for kind in ("short", "eintr"):
-            with self.subTest(kind=kind):
-                result = self.ok(*self.command(), env=self.environment(kind, every=2))
-                self.assertEqual(result.stdout, whole)
-
-
 class ShrinkingFile(harness.TestCase):
     def test_file_truncated_while_running(self):
         for backend in backends():
@@ -82,7 +27,7 @@ class ShrinkingFile(harness.TestCase):
 
     def check(self, share, *flags):
         path = harness.copy(BUNDLED_MODEL, self.path("model.gguf"))
-        process = harness.Process(streaming("run", "-m", path, *LONG, *SLOW_DRIVE, *flags))
+        process = harness.Process(harness.streaming("run", "-m", path, *LONG, *SLOW_DRIVE, *flags))
         self.assertTrue(process.popen.stdout.read(1), "no text at all")
         os.truncate(path, int(os.path.getsize(path) * share))
         line = self.assert_one_error(process.finish(), 1)
@@ -107,7 +52,7 @@ class BrokenOutput(harness.TestCase):
                     os.close(writer)
 
     def test_reader_that_leaves_stops_the_generation(self):
-        process = harness.Process(streaming("run", "-m", BUNDLED_MODEL, *LONG, *SLOW_DRIVE))
+        process = harness.Process(harness.streaming("run", "-m", BUNDLED_MODEL, *LONG, *SLOW_DRIVE))
         self.assertTrue(process.popen.stdout.read(1))
         process.popen.stdout.close()
         started = time.monotonic()
@@ -146,7 +91,7 @@ class Interrupt(harness.TestCase):
         arguments = ("run", "-m", BUNDLED_MODEL, *LONG)
         whole = self.ok(*arguments).stdout
         for backend in backends():
-            process = harness.Process(streaming(*arguments, "--io", backend, *SLOW_DRIVE))
+            process = harness.Process(harness.streaming(*arguments, "--io", backend, *SLOW_DRIVE))
             first = process.popen.stdout.read(1)
             result = self.interrupt(process, signal.SIGINT)
             written = (first + result.stdout).rstrip(b"\n")
@@ -156,7 +101,7 @@ class Interrupt(harness.TestCase):
     def test_stops_a_long_prompt(self):
         tokens = harness.comma_list((i * 37) % 2000 + 3 for i in range(200))
         arguments = ("-m", BUNDLED_MODEL, "--prompt-tokens", tokens, "-n", 1, "--io-limit", "1M", "--chunk", 8)
-        process = harness.Process(streaming("run", *arguments))
+        process = harness.Process(harness.streaming("run", *arguments))
         time.sleep(4.0 if harness.is_slow() else 1.0)
         self.assertIsNone(process.popen.poll(), "too quick to be interrupted")
         self.assertEqual(self.interrupt(process, signal.SIGINT).stdout.strip(), b"")
