@@ -165,8 +165,11 @@ enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_param
         return ps_error_set(err, PS_ERR_ARGUMENT, "model: is already loaded");
     enum ps_status status;
     if ((status = plan_resolve_params(model, params, &model->params, err)) != PS_OK ||
-        (status = plan_divide(model, &model->params, &model->plan, err)) != PS_OK ||
-        (status = choose_kernels(model, err)) != PS_OK || (status = open_reader(model, err)) != PS_OK ||
+        (status = plan_divide(model, &model->params, &model->plan, err)) != PS_OK)
+        return status;
+    if (params->planned)
+        params->planned(params->planned_ctx, &model->plan);
+    if ((status = choose_kernels(model, err)) != PS_OK || (status = open_reader(model, err)) != PS_OK ||
         (status = trunk_new(&model->trunk, model, model->plan.trunk_layers_resident, err)) != PS_OK)
         return status;
     const struct cache_policy *policy = cache_policy_find(model->params.cache_policy);

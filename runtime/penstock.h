@@ -39,6 +39,8 @@ enum ps_activations {
     PS_ACTIVATIONS_F32,  /* kept in F32, weights dequantized: the reference, slow */
 };
 
+struct ps_plan;
+
 /* 0 and NULL mean: choose. */
 struct ps_model_params {
     uint64_t ram;     /* bytes: a ceiling on the whole process; 0: auto */
@@ -54,6 +56,9 @@ struct ps_model_params {
     uint64_t io_limit;        /* bytes/s ceiling on reads; 0: none */
     const char *cache_policy; /* a name of ps_cache_policy_at; NULL: the default */
     const char *cpu;          /* "scalar", "avx2", "avx512"; NULL: the best this machine has */
+    /* Called by load when the budget is divided, before the first read. May be NULL. */
+    void (*planned)(void *ctx, const struct ps_plan *plan);
+    void *planned_ctx;
     /* Called while the trunk is read; bytes. May be NULL. */
     void (*progress)(void *ctx, uint64_t done, uint64_t total);
     void *progress_ctx;

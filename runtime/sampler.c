@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/vector_ops.h"
 #include "runtime/penstock.h"
 
 struct candidate {
@@ -16,7 +17,8 @@ struct ps_sampler {
     uint64_t state[4]; /* xoshiro256** (Blackman, Vigna 2018) */
     int32_t *recent;   /* ring of repeat_last tokens */
     uint32_t n_recent, next_recent;
-    struct candidate *candidates;
+    struct candidate *candidates; /* [capacity] */
+    uint32_t *ids;                /* [capacity] */
     uint32_t capacity;
 };
 
@@ -82,6 +84,7 @@ void ps_sampler_free(struct ps_sampler *sampler)
         return;
     free(sampler->recent);
     free(sampler->candidates);
+    free(sampler->ids);
     free(sampler);
 }
 
@@ -122,15 +125,6 @@ static int32_t most_likely(const float *logits, uint32_t n_vocab)
     return (int32_t)best;
 }
 
-static int best_first(const void *a, const void *b)
-{
-    const struct candidate *x = a;
-    const struct candidate *y = b;
-    if (x->logit != y->logit)
-        return x->logit < y->logit ? 1 : -1;
-    return (x->token > y->token) - (x->token < y->token);
-}
-
 /* Softmax at the sampler's temperature over n sorted candidates. */
 static void set_probabilities(struct candidate *c, uint32_t n, float temp)
 {
@@ -164,6 +158,39 @@ static int32_t draw(struct ps_sampler *sampler, const struct candidate *c, uint3
     return c[i].token;
 }
 
+static bool reserve(struct ps_sampler *sampler, uint32_t n)
+{
+    if (n <= sampler->capacity)
+        return true;
+    struct candidate *candidates = realloc(sampler->candidates, n * sizeof(*candidates));
+    if (candidates)
+        sampler->candidates = candidates;
+    uint32_t *ids = candidates ? realloc(sampler->ids, n * sizeof(*ids)) : NULL;
+    if (!ids)
+        return false;
+    sampler->ids = ids;
+    sampler->capacity = n;
+    return true;
+}
+
+/* The top-k (or all) candidates, best first, NaNs left out; UINT32_MAX when memory runs out. */
+static uint32_t sort_candidates(struct ps_sampler *sampler, const float *logits, uint32_t n_vocab)
+{
+    uint32_t k = sampler->params.top_k;
+    if (k == 0 || k > n_vocab)
+        k = n_vocab;
+    if (!reserve(sampler, k))
+        return UINT32_MAX;
+    top_k(sampler->ids, k, logits, n_vocab);
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < k; i++) {
+        uint32_t id = sampler->ids[i];
+        if (!isnan(logits[id]))
+            sampler->candidates[n++] = (struct candidate){.token = (int32_t)id, .logit = logits[id]};
+    }
+    return n;
+}
+
 enum ps_status ps_sampler_pick(struct ps_sampler *sampler, float *logits, uint32_t n_vocab, int32_t *token,
                                struct ps_error *err)
 {
@@ -172,26 +199,14 @@ enum ps_status ps_sampler_pick(struct ps_sampler *sampler, float *logits, uint32
         *token = most_likely(logits, n_vocab);
         return PS_OK;
     }
-    if (sampler->capacity < n_vocab) {
-        struct candidate *grown = realloc(sampler->candidates, n_vocab * sizeof(*grown));
-        if (!grown)
-            return ps_error_set(err, PS_ERR_NOMEM, "sampler: out of memory");
-        sampler->candidates = grown;
-        sampler->capacity = n_vocab;
-    }
+    uint32_t n = sort_candidates(sampler, logits, n_vocab);
+    if (n == UINT32_MAX)
+        return ps_error_set(err, PS_ERR_NOMEM, "sampler: out of memory");
     struct candidate *c = sampler->candidates;
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < n_vocab; i++) {
-        if (!isnan(logits[i]))
-            c[n++] = (struct candidate){.token = (int32_t)i, .logit = logits[i]};
-    }
     if (n == 0) {
         *token = 0;
         return PS_OK;
     }
-    qsort(c, n, sizeof(*c), best_first);
-    if (sampler->params.top_k > 0 && sampler->params.top_k < n)
-        n = sampler->params.top_k;
     set_probabilities(c, n, sampler->params.temp);
     n = cut_tail(c, n, &sampler->params);
     *token = draw(sampler, c, n);

@@ -62,8 +62,9 @@ void model_options_default(struct model_options *options)
     options->params.cache_policy = ps_cache_policy_at(0, NULL);
 }
 
-static void print_plan(const struct ps_plan *p, const struct ps_model_info *info)
+static void print_plan(void *ctx, const struct ps_plan *p)
 {
+    const struct ps_model_info *info = ps_model_info(ctx);
     char text[8][SIZE_TEXT_SIZE];
     fprintf(stderr,
             "memory %s: process %s, trunk %s (%u of %u layers stay), KV %s (%u tokens), activations %s "
@@ -91,15 +92,10 @@ bool loaded_model_start(struct loaded_model *m, struct ps_model *model, const st
                         int *exit_code)
 {
     struct ps_error err;
-    struct ps_plan plan;
     struct ps_model_params params = options->params;
     m->model = model;
-    if (ps_model_plan(model, &params, &plan, &err) != PS_OK) {
-        *exit_code = cli_status(&err);
-        return false;
-    }
-    print_plan(&plan, ps_model_info(model));
-    params.ram = plan.budget; /* `auto` resolved once */
+    params.planned = print_plan;
+    params.planned_ctx = model;
     if (isatty(STDERR_FILENO))
         params.progress = show_progress;
     cli_catch_interrupt();

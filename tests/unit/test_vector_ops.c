@@ -708,7 +708,7 @@ static void check_top_k(const float *scores, uint32_t count)
 static void top_k_agrees_with_a_full_sort(void **state)
 {
     (void)state;
-    float scores[200];
+    float scores[200] = {0};
     const float special[] = {NAN, -INFINITY, INFINITY, 0.0f, -0.0f};
     for (uint32_t count = 0; count <= 130; count += count < 20 ? 1 : 37) {
         fill(scores, count, -1.0f, 1.0f);
