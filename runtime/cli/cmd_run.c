@@ -158,6 +158,8 @@ static enum ps_status generate(struct generation *g, const int32_t *prompt, size
 /* The last line is ended even where the text is not, so that what follows starts on its own. */
 static void end_text(struct generation *g)
 {
+    if (g->times.generated_tokens == 0)
+        return;
     if (g->options->print == PRINT_TEXT)
         cli_printf("%s", ps_detokenizer_push(g->text, -1));
     cli_printf("\n");

@@ -1,8 +1,6 @@
 /* Vocabularies made for the test: what the tokenizers promise, rule by rule, and what they refuse. Real ones: test_vocab_golden. */
 #include "gguf_fixture.h"
 
-#include <time.h>
-
 #include "runtime/pretokenize.h"
 #include "runtime/utf8.h"
 #include "runtime/vocab.h"
@@ -522,10 +520,15 @@ static void any_bytes_encode_and_come_back(void **state)
     end(&spm);
 }
 
-static void long_runs_encode_in_reasonable_time(void **state)
+/* A step that is quadratic in the length of a run does not end before the test runner's limit. */
+static void long_runs_of_one_character_encode(void **state)
 {
     (void)state;
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+    enum { LENGTH = 1 << 14 };
+#else
     enum { LENGTH = 1 << 19 };
+#endif
     static const char *const pres[] = {"default", "deepseek-llm", "gpt-4o", "afmoe", "exaone-moe"};
     char *text = malloc(LENGTH);
     assert_non_null(text);
@@ -540,15 +543,11 @@ static void long_runs_encode_in_reasonable_time(void **state)
         for (const char *c = "aA 1\n!<\x80"; *c; c++) {
             memset(text, *c, LENGTH);
             text[LENGTH - 1] = 'x';
-            struct timespec start, stop;
-            clock_gettime(CLOCK_MONOTONIC, &start);
             int32_t *ids;
             size_t n;
             assert_int_equal(vocab_encode(f.vocab, text, LENGTH, false, true, &ids, &n, NULL), PS_OK);
+            assert_in_range(n, 1, 3 * LENGTH); /* a stray byte becomes the three of U+FFFD */
             free(ids);
-            clock_gettime(CLOCK_MONOTONIC, &stop);
-            if (stop.tv_sec - start.tv_sec > 20) /* far below what a quadratic step takes */
-                fail_msg("%s: a run of '%c' took too long", pres[p], *c);
         }
         end(&f);
     }
@@ -807,7 +806,7 @@ int main(void)
         TEST(pieces_show_control_tokens_only_when_asked),
         TEST(piece_writes_no_more_than_it_may),
         TEST(any_bytes_encode_and_come_back),
-        TEST(long_runs_encode_in_reasonable_time),
+        TEST(long_runs_of_one_character_encode),
         TEST(every_pattern_set_cuts_as_llama_cpp_does),
         TEST(unknown_models_and_pretokenizers_are_refused_by_name),
         TEST(wrong_arrays_are_refused),
