@@ -42,10 +42,10 @@ limited() { # COMMAND...: inside the group
     )
 }
 
-decode() { # STATS FLAG...
-    local out=$1
-    shift
-    "$@" "$penstock" bench decode -m "$model" --tokens random:1 -n "$tokens" --threads "$threads" --ram "$budget" \
+decode() { # STATS TOKENS WRAPPER...
+    local out=$1 n=$2
+    shift 2
+    "$@" "$penstock" bench decode -m "$model" --tokens random:1 -n "$n" --threads "$threads" --ram "$budget" \
         --stats "$out" >&2
 }
 
@@ -57,7 +57,7 @@ drive_rate() { # bytes per second
 make_group
 cached_before=$(awk '/^Cached:/{print $2 * 1024}' /proc/meminfo)
 rate_before=$(drive_rate)
-budget=$ram decode "$stats/streamed" limited
+budget=$ram decode "$stats/streamed" "$tokens" limited
 rate_after=$(drive_rate)
 cached_after=$(awk '/^Cached:/{print $2 * 1024}' /proc/meminfo)
 peak=null
@@ -66,8 +66,8 @@ if [ -n "$group" ]; then
 fi
 resident=null
 if [ "$(awk '/^MemAvailable:/{print int($2 / 1024)}' /proc/meminfo)" -gt $(($(stat -c %s "$model") / 1000000)) ]; then
-    budget=auto decode "$stats/resident" env
-    # The reads of a cold cache are not compute.
+    # Longer, so that filling the cache weighs little; what it waited for reads is not compute.
+    budget=auto decode "$stats/resident" $((tokens * 8)) env
     resident=$(jq '(.decode_s - .stall_s) / .generated_tokens' "$stats/resident")
 fi
 jq --argjson before "$rate_before" --argjson after "$rate_after" --argjson resident "$resident" --argjson peak "$peak" \
