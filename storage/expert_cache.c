@@ -7,14 +7,12 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 
 #include "storage/expert_cache_internal.h"
+#include "storage/mapping.h"
 
 enum { NONE = UINT32_MAX };
-
-static const uint64_t HUGE_PAGE = UINT64_C(2) << 20;
 
 enum set_state {
     SET_WAITING,   /* not in memory, no slot yet */
@@ -25,26 +23,6 @@ enum set_state {
 };
 
 /* ---- construction ---- */
-
-/* Address space only: a page becomes memory when a read lands in it. The start is aligned so that the arena can be
- * made of huge pages. */
-static uint8_t *arena_map(uint64_t bytes)
-{
-    uint64_t slack = bytes >= HUGE_PAGE ? HUGE_PAGE : 0;
-    uint8_t *map =
-        mmap(NULL, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (map == MAP_FAILED)
-        return NULL;
-    if (slack == 0)
-        return map;
-    uint64_t head = -(uintptr_t)map % HUGE_PAGE;
-    if (head > 0)
-        munmap(map, head);
-    if (slack > head)
-        munmap(map + head + bytes, slack - head);
-    madvise(map + head, bytes, MADV_HUGEPAGE); /* advice: without it the arena works, slower */
-    return map + head;
-}
 
 static void slots_init(struct expert_cache *cache)
 {
@@ -140,7 +118,7 @@ enum ps_status expert_cache_new(struct expert_cache **out, const struct shard_ma
     pthread_mutex_init(&cache->lock, NULL);
     pthread_cond_init(&cache->landed, NULL);
     if (size.arena_bytes > 0)
-        cache->arena = arena_map(size.arena_bytes);
+        cache->arena = mapping_new(size.arena_bytes);
     if ((size.arena_bytes > 0 && !cache->arena) || !tables_init(cache) || !pools_init(cache)) {
         expert_cache_free(cache);
         return ps_error_set(err, PS_ERR_NOMEM, "expert cache: out of memory: %llu bytes asked",
@@ -167,8 +145,7 @@ void expert_cache_free(struct expert_cache *cache)
     for (uint32_t p = 0; p < cache->plan.n_pools; p++)
         if (cache->pools[p].policy_state)
             cache->plan.policy->destroy(cache->pools[p].policy_state);
-    if (cache->arena)
-        munmap(cache->arena, cache->size.arena_bytes);
+    mapping_free(cache->arena, cache->size.arena_bytes);
     free(cache->layers);
     free(cache->slot_of);
     free(cache->slots);
