@@ -11,5 +11,5 @@ model=bench/models/fable-moe-q8_0.gguf
 ram=12M
 prompt="Once upon a time"
 echo "$model is $(($(stat -c %s "$model") >> 20)) MiB; penstock gets $ram for everything."
-printf '\n%s' "$prompt"
+echo "prompt: $prompt"
 build/penstock run -m "$model" --ram "$ram" -p "$prompt" -n 64 --temp 0 --stats -
