@@ -101,6 +101,7 @@ static int eval_logits(int argc, char **argv)
     struct model_options model_options;
     struct eval_options options = {0};
     model_options_default(&model_options);
+    model_options.params.kv = PS_KV_F32; /* what the model computes, not what is fast */
     const struct flag_group groups[] = {
         {"Input and output", logits_rows, &options}, {"Model and memory", MODEL_FLAGS, &model_options}, {0}};
     const struct flag_spec spec = {
@@ -223,6 +224,7 @@ static int eval_ppl(int argc, char **argv)
     struct model_options model_options;
     struct eval_options options = {0};
     model_options_default(&model_options);
+    model_options.params.kv = PS_KV_F32; /* what the model computes, not what is fast */
     const struct flag_group groups[] = {
         {"Input and output", ppl_rows, &options}, {"Model and memory", MODEL_FLAGS, &model_options}, {0}};
     const struct flag_spec spec = {

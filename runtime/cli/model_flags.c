@@ -59,6 +59,7 @@ void model_options_default(struct model_options *options)
 {
     *options = (struct model_options){0};
     ps_model_params_default(&options->params);
+    options->params.kv = PS_KV_F16;
     options->params.cache_policy = ps_cache_policy_at(0, NULL);
 }
 

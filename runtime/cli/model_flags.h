@@ -10,8 +10,8 @@ struct model_options {
     struct ps_model_params params;
 };
 
-extern const struct flag MODEL_FLAGS[]; /* rows over struct model_options */
-void model_options_default(struct model_options *options);
+extern const struct flag MODEL_FLAGS[];                    /* rows over struct model_options */
+void model_options_default(struct model_options *options); /* KV cache in F16, as others keep it */
 
 /* A model ready to feed. */
 struct loaded_model {
