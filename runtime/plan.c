@@ -16,7 +16,9 @@ enum {
     PROCESS_GROWTH = 384 * KIB,
     THREAD_STACK = 16 * KIB, /* touched part, per compute or reader thread */
     READER_BYTES = 96 * KIB,
-    MINIMUM_STEP = 64 * KIB, /* minima are rounded up to it: resident size differs a little from run to run */
+    MINIMUM_STEP = 64 * KIB, /* named minima are rounded up to it, after */
+    MINIMUM_MARGIN =
+        160 * KIB, /* this: resident size differs from start to start, most with shared libraries */
 };
 
 enum ps_status plan_resolve_params(const struct ps_model *model, const struct ps_model_params *params,
@@ -116,7 +118,7 @@ static uint64_t minimum_budget(const struct ps_model *model, const struct ps_mod
 {
     uint64_t bytes =
         fixed_bytes(model, r, r->chunk > 0 ? r->chunk : 1, &plan) + smallest_trunk(model) + smallest_cache;
-    bytes += page_tables(bytes) + MINIMUM_STEP;
+    bytes += page_tables(bytes) + MINIMUM_MARGIN;
     return (bytes + MINIMUM_STEP - 1) / MINIMUM_STEP * MINIMUM_STEP;
 }
 
