@@ -16,9 +16,9 @@ enum {
     PROCESS_GROWTH = 384 * KIB,
     THREAD_STACK = 16 * KIB, /* touched part, per compute or reader thread */
     READER_BYTES = 96 * KIB,
-    MINIMUM_STEP = 64 * KIB, /* named minima are rounded up to it, after */
-    MINIMUM_MARGIN =
-        160 * KIB, /* this: resident size differs from start to start, most with shared libraries */
+    /* Named minima: this is added, as resident size differs from start to start, and they are rounded up. */
+    MINIMUM_MARGIN = 160 * KIB,
+    MINIMUM_STEP = 64 * KIB,
 };
 
 enum ps_status plan_resolve_params(const struct ps_model *model, const struct ps_model_params *params,
