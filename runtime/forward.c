@@ -313,6 +313,7 @@ enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t 
     f->position = f->kv->n_used;
     f->moe_layer = 0;
     for_each_token(f, prepare_token, (void *)(uintptr_t)tokens);
+    predict_ahead(f, -1, PREDICT_AT_START);
     for (uint32_t il = 0; il < model->hp.n_layers; il++) {
         if (*cancel)
             return ps_error_set(err, PS_ERR_CANCELLED, "cancelled");

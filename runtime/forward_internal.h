@@ -6,6 +6,7 @@
 
 #include "runtime/forward.h"
 #include "runtime/kv_cache.h"
+#include "runtime/lossy.h"
 #include "runtime/model.h"
 #include "runtime/scratch.h"
 
@@ -18,7 +19,10 @@ struct forward {
     uint64_t token_clock; /* tokens since load, for the cache policy */
     ps_router_fn *on_router;
     void *router_ctx;
+    ps_prediction_fn *on_prediction;
+    void *prediction_ctx;
     uint32_t moe_layer; /* MoE layers passed in this chunk */
+    struct lossy_counts lossy;
 };
 
 /* Computes the residual stream and hidden[] of n tokens that continue the sequence; the KV cache grows by n when all
@@ -61,6 +65,14 @@ void run_ffns(struct forward *f, const struct ffn_job *jobs, uint32_t n);
 /* Dense or shared FFN over the whole chunk's acts, into out. */
 void run_chunk_ffn(struct forward *f, struct acts *acts, const struct weight *gate, const struct weight *up,
                    const struct weight *down, float *out);
+
+/* Predicts what the MoE layers after `layer` will choose, and has the likely ones read ahead. */
+enum predict_when {
+    PREDICT_AT_START,  /* the residual stream is the embedding; layer -1 */
+    PREDICT_AT_ROUTER, /* the layer's router has chosen */
+    PREDICT_AT_END,    /* the layer's output is added */
+};
+void predict_ahead(struct forward *f, int layer, enum predict_when when);
 
 /* fn for every token of the chunk, in parallel. */
 void for_each_token(struct forward *f, void (*fn)(struct forward *f, uint32_t token, void *arg), void *arg);

@@ -7,6 +7,7 @@
 
 #include "runtime/kv_cache.h"
 #include "runtime/plan.h"
+#include "runtime/predictor.h"
 #include "runtime/trunk.h"
 
 void ps_model_params_default(struct ps_model_params *params)
@@ -94,6 +95,7 @@ void ps_model_free(struct ps_model *model)
     if (!model)
         return;
     trunk_free(model->trunk);
+    predictor_free(model->predictor);
     expert_cache_free(model->cache);
     io_reader_free(model->reader);
     thread_pool_free(model->pool);
@@ -177,6 +179,9 @@ enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_param
                               model->plan.cache, err);
     if (status != PS_OK)
         return status;
+    if (model->plan.predictor > 0 && (status = predictor_new(&model->predictor, model, err)) != PS_OK)
+        return status;
+    prefetch_init(&model->prefetch, model->cache, model->reader);
     io_reader_get_stats(model->reader, &model->loaded_io);
     model->loaded = true;
     return PS_OK;

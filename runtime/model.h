@@ -13,6 +13,7 @@
 #include "storage/expert_cache.h"
 #include "storage/gguf.h"
 #include "storage/io_reader.h"
+#include "storage/prefetch.h"
 #include "storage/shard_map.h"
 
 /* Some trunk tensors of one group (the globals, or a layer) and where they lie in its buffer. */
@@ -29,6 +30,7 @@ struct layer {
 };
 
 struct trunk;
+struct predictor;
 struct ps_session;
 
 struct ps_model {
@@ -55,6 +57,8 @@ struct ps_model {
     struct thread_pool *pool;
     struct io_reader *reader;
     struct expert_cache *cache;
+    struct predictor *predictor; /* NULL: no prefetch, and no predictions */
+    struct prefetch prefetch;    /* in use where there is a predictor and it is not switched off */
     struct trunk *trunk;
     bool has_session;                 /* the plan holds the KV cache and activations of one */
     struct io_reader_stats loaded_io; /* counters when load() was done */

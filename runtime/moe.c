@@ -5,25 +5,24 @@
 #include <string.h>
 
 #include "runtime/forward_internal.h"
+#include "runtime/predictor.h"
 
 struct route_args {
     const struct moe_options *options;
 };
 
-/* Router logits of one token -> its experts and weights, best first. */
-static void route_token(struct forward *f, uint32_t token, void *arg)
+/* Weights of a token's experts from the router's probabilities. */
+static void weigh_token(struct forward *f, uint32_t token, void *arg)
 {
     const struct route_args *a = arg;
     const struct hparams *hp = &f->model->hp;
-    uint32_t k = hp->n_expert_used;
-    float *probs = f->s.router + (size_t)token * hp->n_expert;
-    uint32_t *ids = f->s.chosen + (size_t)token * k;
+    uint32_t k = f->model->params.top_k;
+    const float *probs = f->s.router + (size_t)token * hp->n_expert;
+    const uint32_t *ids = f->s.chosen + (size_t)token * k;
     float *weights = f->s.weights + (size_t)token * k;
-    f->model->ops->softmax(probs, probs, hp->n_expert);
-    top_k(ids, k, probs, hp->n_expert);
     float sum = 0.0f;
     for (uint32_t i = 0; i < k; i++) {
-        weights[i] = probs[ids[i]];
+        weights[i] = ids[i] == LOSSY_NO_EXPERT ? 0.0f : probs[ids[i]];
         sum += weights[i];
     }
     /* The least normal F16: llama.cpp's guard against a division by zero. */
@@ -31,6 +30,17 @@ static void route_token(struct forward *f, uint32_t token, void *arg)
     float scale = hp->expert_weights_scale != 0.0f ? hp->expert_weights_scale : 1.0f;
     for (uint32_t i = 0; i < k; i++)
         weights[i] = weights[i] / divisor * scale;
+}
+
+/* Router logits of one token -> its experts and weights, best first. */
+static void route_token(struct forward *f, uint32_t token, void *arg)
+{
+    const struct hparams *hp = &f->model->hp;
+    uint32_t k = f->model->params.top_k;
+    float *probs = f->s.router + (size_t)token * hp->n_expert;
+    f->model->ops->softmax(probs, probs, hp->n_expert);
+    top_k(f->s.chosen + (size_t)token * k, k, probs, hp->n_expert);
+    weigh_token(f, token, arg);
 }
 
 static void route(struct forward *f, uint32_t layer, const struct moe_options *options, struct acts *acts)
@@ -44,8 +54,8 @@ static void route(struct forward *f, uint32_t layer, const struct moe_options *o
     struct route_args args = {.options = options};
     for_each_token(f, route_token, &args);
     if (f->on_router)
-        f->on_router(f->router_ctx, f->moe_layer, f->position, f->n_tokens, hp->n_expert_used, f->s.chosen,
-                     f->s.weights);
+        f->on_router(f->router_ctx, f->moe_layer, f->position, f->n_tokens, f->model->params.top_k,
+                     f->s.chosen, f->s.weights);
     f->moe_layer++;
 }
 
@@ -53,12 +63,14 @@ static void route(struct forward *f, uint32_t layer, const struct moe_options *o
 static uint32_t group_by_expert(struct forward *f)
 {
     const struct hparams *hp = &f->model->hp;
-    uint32_t k = hp->n_expert_used;
+    uint32_t k = f->model->params.top_k;
     uint32_t n_pairs = f->n_tokens * k;
     uint32_t *start = f->s.expert_start;
     memset(start, 0, (hp->n_expert + 1u) * sizeof(*start));
-    for (uint32_t i = 0; i < n_pairs; i++)
-        start[f->s.chosen[i] + 1]++;
+    for (uint32_t i = 0; i < n_pairs; i++) {
+        if (f->s.chosen[i] != LOSSY_NO_EXPERT)
+            start[f->s.chosen[i] + 1]++;
+    }
     uint32_t n_distinct = 0;
     for (uint32_t e = 0; e < hp->n_expert; e++) {
         if (start[e + 1] > 0)
@@ -66,6 +78,8 @@ static uint32_t group_by_expert(struct forward *f)
         start[e + 1] += start[e];
     }
     for (uint32_t i = 0; i < n_pairs; i++) {
+        if (f->s.chosen[i] == LOSSY_NO_EXPERT)
+            continue;
         uint32_t row = start[f->s.chosen[i]]++;
         f->s.pair_row[i] = row;
         f->s.pair_token[row] = i / k;
@@ -74,6 +88,39 @@ static uint32_t group_by_expert(struct forward *f)
     memmove(start + 1, start, hp->n_expert * sizeof(*start));
     start[0] = 0;
     return n_distinct;
+}
+
+void predict_ahead(struct forward *f, int layer, enum predict_when when)
+{
+    /* Which MoE layer after the last, and how many MoE blocks short of it the residual stream is. */
+    static const struct {
+        uint32_t n;
+        struct {
+            uint32_t step, distance;
+        } of[2];
+    } targets[] = {[PREDICT_AT_START] = {2, {{1, 0}, {2, 1}}},
+                   [PREDICT_AT_ROUTER] = {2, {{1, 1}, {2, 2}}},
+                   [PREDICT_AT_END] = {1, {{1, 0}}}};
+    struct ps_model *model = f->model;
+    bool prefetches = model->params.prefetch == PS_PREFETCH_AUTO && prefetch_wants(&model->prefetch);
+    if (!model->predictor || (!prefetches && !f->on_prediction && !model->params.predict))
+        return;
+    struct prefetch_candidates lists[2];
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < targets[when].n; i++) {
+        uint32_t step = targets[when].of[i].step;
+        uint32_t distance = targets[when].of[i].distance;
+        struct prediction p;
+        if (!predictor_predict(model->predictor, f, layer, step, distance, &p))
+            continue;
+        uint64_t bytes = shard_map_layer(model->shards, p.layer)->slot_bytes;
+        lists[n++] = (struct prefetch_candidates){p.layer, p.n, bytes, p.experts, p.probabilities};
+        if (f->on_prediction) /* f->moe_layer has moved past the layer that has chosen */
+            f->on_prediction(f->prediction_ctx, f->moe_layer + step - 1, distance, f->position, f->n_tokens,
+                             p.n, p.experts, p.probabilities);
+    }
+    if (prefetches && n > 0)
+        prefetch_offer(&model->prefetch, lists, n);
 }
 
 struct moe_layer {
@@ -168,14 +215,17 @@ static void sum_token(struct forward *f, uint32_t token, void *arg)
 {
     const struct layer *layer = arg;
     const struct vector_ops *ops = f->model->ops;
-    uint32_t k = f->model->hp.n_expert_used;
+    uint32_t k = f->model->params.top_k;
     size_t n = f->model->hp.n_embd;
+    const uint32_t *ids = f->s.chosen + (size_t)token * k;
     const uint32_t *rows = f->s.pair_row + (size_t)token * k;
     const float *weights = f->s.weights + (size_t)token * k;
     float *sum = f->s.normed + token * n; /* its input is not needed any more */
     ops->scale(sum, f->s.expert_out + rows[0] * n, weights[0], n);
-    for (uint32_t i = 1; i < k; i++)
-        ops->axpy(sum, f->s.expert_out + rows[i] * n, weights[i], n);
+    for (uint32_t i = 1; i < k; i++) {
+        if (ids[i] != LOSSY_NO_EXPERT)
+            ops->axpy(sum, f->s.expert_out + rows[i] * n, weights[i], n);
+    }
     if (layer->w[LT_SHARED_UP].format) {
         float gate =
             layer->w[LT_SHARED_ROUTER].format ? 1.0f / (1.0f + expf(-f->s.shared_gate[token])) : 1.0f;
@@ -193,6 +243,7 @@ static enum ps_status stream_experts(struct forward *f, uint32_t layer, struct a
     moe_layer_init(&m, f, layer, acts);
     struct expert_set set;
     expert_set_begin(cache, &set, layer, f->s.expert_ids, n_distinct, f->token_clock + f->n_tokens);
+    predict_ahead(f, (int)layer, PREDICT_AT_ROUTER);
     if (f->model->layers[layer].w[LT_SHARED_UP].format)
         compute_shared(f, layer, acts);
     /* Few at a time in prefill, so that slots come free for the next reads early. */
@@ -213,8 +264,14 @@ enum ps_status block_moe(struct forward *f, uint32_t layer, const struct moe_opt
     norm_chunk(f, &f->model->layers[layer].w[LT_FFN_NORM], f->s.x, f->s.normed);
     struct acts acts = acts_of(f, f->s.normed, hp->n_embd, f->n_tokens, hp->n_embd);
     route(f, layer, options, &acts);
+    if (f->model->predictor)
+        predictor_observe(f->model->predictor, f, layer);
+    if (lossy_choose(f, layer))
+        for_each_token(f, weigh_token, &(struct route_args){.options = options});
     enum ps_status status = stream_experts(f, layer, &acts, err);
-    if (status == PS_OK)
-        for_each_token(f, sum_token, &f->model->layers[layer]);
-    return status;
+    if (status != PS_OK)
+        return status;
+    for_each_token(f, sum_token, &f->model->layers[layer]);
+    predict_ahead(f, (int)layer, PREDICT_AT_END);
+    return PS_OK;
 }

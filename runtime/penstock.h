@@ -39,6 +39,11 @@ enum ps_activations {
     PS_ACTIVATIONS_F32,  /* kept in F32, weights dequantized: the reference, slow */
 };
 
+enum ps_prefetch {
+    PS_PREFETCH_AUTO, /* read predicted experts in idle bandwidth while that pays */
+    PS_PREFETCH_OFF,
+};
+
 struct ps_plan;
 
 /* 0 and NULL mean: choose. */
@@ -56,6 +61,16 @@ struct ps_model_params {
     uint64_t io_limit;        /* bytes/s ceiling on reads; 0: none */
     const char *cache_policy; /* a name of ps_cache_policy_at; NULL: the default */
     const char *cpu;          /* "scalar", "avx2", "avx512"; NULL: the best this machine has */
+    enum ps_prefetch prefetch;
+    bool predict; /* predict experts even where there is nothing to prefetch: for traces */
+    /* File that holds the working set (which experts were kept, and how dear they were): read at load, to fill the
+     * cache in idle bandwidth; written by ps_model_save_working_set. NULL: none. */
+    const char *warm;
+    /* Lossy: these change what is computed. 0 and false: exact. */
+    uint32_t top_k; /* experts per token instead of the model's own number */
+    float
+        drop_below; /* an expert that is not in memory is left out if its share of the token's weights is less */
+    bool substitute; /* an expert that is not in memory is replaced by the best one that is */
     /* Called by load when the budget is divided, before the first read. May be NULL. */
     void (*planned)(void *ctx, const struct ps_plan *plan);
     void *planned_ctx;
@@ -94,12 +109,14 @@ struct ps_plan {
     uint64_t kv;          /* */
     uint64_t activations; /* */
     uint64_t io;          /* the reader's own */
+    uint64_t predictor;   /* copies of the routers that predict experts; 0: no prefetch */
     uint64_t cache;       /* slots and their tables */
     uint64_t unused;      /* everything is resident and this is left */
     uint64_t minimum;     /* smallest budget that works with these parameters */
     uint32_t slots, n_shards;
     uint32_t ctx, chunk;
     uint32_t trunk_layers_resident; /* of n_layers; the others are streamed in order */
+    uint64_t token_cycle_bytes;     /* what one token reads with no cache, by top_k */
     double cycles;                  /* cache in token cycles; below 1 LRU would hit nothing */
 };
 
@@ -113,6 +130,9 @@ enum ps_status ps_model_plan(struct ps_model *model, const struct ps_model_param
 /* Plans, allocates and reads the trunk. Once per model. */
 enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_params *params,
                              struct ps_error *err);
+/* Writes the working set to params.warm, aside and renamed into place. PS_OK and nothing done without a path.
+ * PS_ERR_IO names the file. */
+enum ps_status ps_model_save_working_set(struct ps_model *model, struct ps_error *err);
 const struct ps_plan *ps_model_loaded_plan(const struct ps_model *model); /* NULL before load */
 
 /* Budget that `auto` stands for on this machine now: within cgroup limits and what is available, bytes. */
@@ -163,20 +183,61 @@ typedef void ps_router_fn(void *ctx, uint32_t moe_layer, uint32_t position, uint
                           const uint32_t *ids, const float *weights);
 void ps_session_on_router(struct ps_session *session, ps_router_fn *fn, void *ctx);
 
+/* Called with a prediction when it is made: the experts that some token of the chunk will choose in a later MoE layer,
+ * most likely first; probabilities are calibrated by what earlier predictions came to. distance: MoE blocks whose output the residual stream
+ * still lacked, 0 to PS_PREDICTION_DISTANCES - 1. */
+typedef void ps_prediction_fn(void *ctx, uint32_t moe_layer, uint32_t distance, uint32_t position,
+                              uint32_t n_tokens, uint32_t n, const uint32_t *experts,
+                              const float *probabilities);
+void ps_session_on_prediction(struct ps_session *session, ps_prediction_fn *fn, void *ctx);
+
 struct ps_stats {
-    uint64_t expert_hits, expert_misses;
-    uint64_t bytes_demand, bytes_speculative, bytes_wasted; /* read for experts and streamed trunk layers */
-    double stall_s;                                         /* compute waited for reads */
-    double compute_s;                                       /* forward passes without the stalls */
-    uint64_t peak_rss_bytes;                                /* of the process, since its start */
-    const char *io_backend;                                 /* in use */
-    bool direct;                                            /* in use for every file */
+    uint64_t expert_hits;   /* found in memory */
+    uint64_t expert_late;   /* found being read ahead: compute waited for the rest, if at all */
+    uint64_t expert_misses; /* read on demand */
+    uint64_t bytes_demand, bytes_speculative; /* read for experts and streamed trunk layers */
+    uint64_t bytes_useful; /* speculative, and in memory when the router chose the expert */
+    uint64_t bytes_late;   /* speculative, still under way then */
+    uint64_t
+        bytes_wasted; /* speculative, and the expert left again unused, or its layer has passed it by so far */
+    uint64_t bytes_warm;       /* of the working set, part of bytes_speculative */
+    double prefetch_threshold; /* least probability that is read ahead now; 1: prefetch is turned off */
+    double prefetch_width;     /* experts read ahead per layer at most, now */
+    double predictor_s;        /* time spent predicting */
+    /* Lossy modes: (token, layer, rank) choices in all, and those changed. */
+    uint64_t choices, choices_trimmed, choices_dropped, choices_substituted;
+    double stall_s;          /* compute waited for reads */
+    double compute_s;        /* forward passes without the stalls */
+    uint64_t peak_rss_bytes; /* of the process, since its start */
+    const char *io_backend;  /* in use */
+    bool direct;             /* in use for every file */
     uint32_t threads;
     const char *cpu;
 };
 /* Counts since load or the last reset. */
 void ps_session_stats(const struct ps_session *session, struct ps_stats *stats);
 void ps_session_reset_stats(struct ps_session *session);
+
+/* How good predictions are, by rank of the predicted expert. */
+enum { PS_PREDICTION_RANKS = 32, PS_PREDICTION_DISTANCES = 3 };
+struct ps_prediction_stats {
+    uint32_t n_ranks;                                                 /* in use */
+    uint64_t predicted[PS_PREDICTION_DISTANCES][PS_PREDICTION_RANKS]; /* [distance][rank] */
+    uint64_t right[PS_PREDICTION_DISTANCES][PS_PREDICTION_RANKS];
+    uint64_t chosen
+        [PS_PREDICTION_DISTANCES]; /* experts that routers chose where there was a prediction: recall at rank
+                                                 r is right[0..r] / chosen, precision right / predicted */
+};
+/* Since load; zeros when nothing was predicted. */
+void ps_session_prediction_stats(const struct ps_session *session, struct ps_prediction_stats *stats);
+
+/* Expert cache of one MoE layer, for displays. */
+struct ps_expert_state {
+    bool resident;
+    float score; /* 0..1: how often chosen of late, as the cache policy sees it */
+};
+/* out[n_expert]. False: no such layer. */
+bool ps_session_experts(const struct ps_session *session, uint32_t moe_layer, struct ps_expert_state *out);
 
 /* ---- Sampler --------------------------------------------------------------------------------------------------- */
 

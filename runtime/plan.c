@@ -2,6 +2,7 @@
 
 #include "runtime/kv_cache.h"
 #include "runtime/machine.h"
+#include "runtime/predictor.h"
 #include "runtime/scratch.h"
 #include "runtime/size_text.h"
 #include "runtime/trunk.h"
@@ -40,6 +41,17 @@ enum ps_status plan_resolve_params(const struct ps_model *model, const struct ps
         r->feed = r->ctx;
     if (r->chunk > r->feed)
         r->chunk = r->feed;
+    if (r->top_k > hp->n_expert_used)
+        return ps_error_set(
+            err, PS_ERR_ARGUMENT,
+            "--top-k: %u is more than the %u experts that the model uses per token: give at most "
+            "that (the sampler's choice of tokens is --sample-top-k)",
+            r->top_k, hp->n_expert_used);
+    if (r->top_k == 0)
+        r->top_k = hp->n_expert_used;
+    if (!(r->drop_below >= 0.0f && r->drop_below <= 1.0f))
+        return ps_error_set(err, PS_ERR_ARGUMENT, "--drop-below: %g is not a share: use 0 to 1",
+                            (double)r->drop_below);
     if (!r->cache_policy)
         r->cache_policy = cache_policy_at(0)->name;
     if (!cache_policy_find(r->cache_policy))
@@ -122,6 +134,19 @@ static uint64_t minimum_budget(const struct ps_model *model, const struct ps_mod
     return (bytes + MINIMUM_STEP - 1) / MINIMUM_STEP * MINIMUM_STEP;
 }
 
+/* Prediction is worth a small part of the slots, no more; traces ask for it at any price that leaves the cache alive. */
+static uint64_t predictor_share(const struct ps_model *model, const struct ps_model_params *r, uint64_t left,
+                                uint64_t smallest_cache)
+{
+    enum { CACHE_SHARE = 16 };
+    uint64_t bytes = predictor_memory(model);
+    if (r->predict)
+        return bytes <= left - smallest_cache ? bytes : 0;
+    return r->prefetch == PS_PREFETCH_AUTO && bytes <= left / CACHE_SHARE && bytes <= left - smallest_cache
+               ? bytes
+               : 0;
+}
+
 enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_params *r,
                            struct ps_plan *plan, struct ps_error *err)
 {
@@ -151,12 +176,16 @@ enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_p
     plan->trunk = trunk_memory(model, plan->trunk_layers_resident);
     struct expert_cache_size size = {0};
     uint64_t left = r->ram - fixed - plan->trunk;
+    plan->predictor = predictor_share(model, r, left, smallest_cache);
+    left -= plan->predictor;
     expert_cache_fit(model->shards, policy, PLAN_MIN_SLOTS, left, &size);
     plan->cache = size.arena_bytes + size.overhead_bytes;
     plan->slots = size.slots;
     plan->unused = left - plan->cache;
-    if (model->info.token_cycle_bytes > 0)
-        plan->cycles = (double)size.arena_bytes / (double)model->info.token_cycle_bytes;
+    if (model->info.token_cycle_bytes > 0) {
+        plan->token_cycle_bytes = model->info.token_cycle_bytes / model->hp.n_expert_used * r->top_k;
+        plan->cycles = (double)size.arena_bytes / (double)plan->token_cycle_bytes;
+    }
     return PS_OK;
 }
 

@@ -63,9 +63,9 @@ static void take_attention(struct scratch *s, struct bump *bump, const struct hp
 }
 
 static void take_experts(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T,
-                         uint32_t types, bool packs_f32)
+                         uint32_t top_k, uint32_t types, bool packs_f32)
 {
-    uint64_t P = T * hp->n_expert_used;
+    uint64_t P = T * top_k;
     s->router = take_floats(bump, T * hp->n_expert);
     s->chosen = take(bump, P * sizeof(*s->chosen));
     s->weights = take_floats(bump, P);
@@ -74,6 +74,7 @@ static void take_experts(struct scratch *s, struct bump *bump, const struct hpar
     s->expert_ids = take(bump, hp->n_expert * sizeof(*s->expert_ids));
     s->pair_token = take(bump, P * sizeof(*s->pair_token));
     s->pair_row = take(bump, P * sizeof(*s->pair_row));
+    s->lossy_flags = take(bump, hp->n_expert);
     for (int type = 0; type < ACT_N_TYPES; type++) {
         bool used = type == ACT_F32 ? packs_f32 : (types >> type & 1) != 0;
         s->packed[type] = used && T > 1 ? take(bump, P * rounded_row((enum act_type)type, hp->n_embd)) : NULL;
@@ -105,7 +106,7 @@ uint64_t scratch_layout(struct scratch *s, uint8_t *base, const struct ps_model 
     s->tiles = take_floats(&bump, (uint64_t)threads * s->tile_floats);
     if (hp->n_expert > 0) {
         bool packs_f32 = params->activations == PS_ACTIVATIONS_F32 || (model->act_mask >> ACT_F32 & 1);
-        take_experts(s, &bump, hp, T, types, packs_f32);
+        take_experts(s, &bump, hp, T, params->top_k, types, packs_f32);
     }
     return bump.used;
 }

@@ -23,7 +23,7 @@ struct acts {
     bool ready[ACT_N_TYPES];
 };
 
-/* Sizes: T = chunk, E = n_embd, K = experts used, P = T * K pairs of token and expert. */
+/* Sizes: T = chunk, E = n_embd, K = experts per token, P = T * K pairs of token and expert. */
 struct scratch {
     float *x;                      /* [T][E] residual stream */
     float *normed;                 /* [T][E] */
@@ -41,13 +41,14 @@ struct scratch {
     size_t attention_floats;
 
     float *router;                /* [T][n_expert] probabilities */
-    uint32_t *chosen;             /* [T][K] expert ids in rank order */
+    uint32_t *chosen;             /* [T][K] expert ids in rank order; LOSSY_NO_EXPERT: left out */
     float *weights;               /* [T][K] */
     float *shared_gate;           /* [T] */
     uint32_t *expert_start;       /* [n_expert + 1] first pair of each expert */
     uint32_t *expert_ids;         /* [n_expert] chosen by some token, ascending */
     uint32_t *pair_token;         /* [P] in expert order */
     uint32_t *pair_row;           /* [T][K] row of a pair in expert order */
+    uint8_t *lossy_flags;         /* [n_expert] enum lossy_flag */
     uint8_t *packed[ACT_N_TYPES]; /* [P] rows of width E, in expert order; unused for T = 1 */
     uint8_t *expert_hidden;       /* [P] rows of activations of width n_ff_expert */
     float *expert_out;            /* [P][E] in expert order */

@@ -6,6 +6,7 @@
 #include "runtime/clock.h"
 #include "runtime/forward_internal.h"
 #include "runtime/machine.h"
+#include "runtime/predictor.h"
 #include "runtime/trunk.h"
 #include "storage/mapping.h"
 
@@ -102,8 +103,11 @@ enum ps_status ps_session_feed(struct ps_session *session, const int32_t *tokens
         size_t left = n_tokens - done;
         uint32_t n = left < session->model->plan.chunk ? (uint32_t)left : session->model->plan.chunk;
         session->n_last = 0;
+        double chunk_start = clock_seconds();
         status = forward_chunk(&session->forward, tokens + done, n, session->cancel, err);
         session->n_last = status == PS_OK ? n : 0;
+        if (status == PS_OK && session->model->predictor)
+            prefetch_chunk_done(&session->model->prefetch, n, clock_seconds() - chunk_start);
         done += n;
     }
     session->feed_s += clock_seconds() - start;
@@ -147,6 +151,33 @@ void ps_session_on_router(struct ps_session *session, ps_router_fn *fn, void *ct
     session->forward.router_ctx = ctx;
 }
 
+void ps_session_on_prediction(struct ps_session *session, ps_prediction_fn *fn, void *ctx)
+{
+    session->forward.on_prediction = fn;
+    session->forward.prediction_ctx = ctx;
+}
+
+void ps_session_prediction_stats(const struct ps_session *session, struct ps_prediction_stats *stats)
+{
+    *stats = (struct ps_prediction_stats){0};
+    if (session->model->predictor)
+        predictor_get_stats(session->model->predictor, stats);
+}
+
+bool ps_session_experts(const struct ps_session *session, uint32_t moe_layer, struct ps_expert_state *out)
+{
+    const struct ps_model *model = session->model;
+    for (uint32_t l = 0; l < model->hp.n_layers; l++) {
+        if (!model->layers[l].moe || moe_layer-- > 0)
+            continue;
+        for (uint32_t e = 0; e < model->hp.n_expert; e++)
+            out[e] = (struct ps_expert_state){expert_cache_is_resident(model->cache, l, e),
+                                              (float)expert_cache_score(model->cache, l, e)};
+        return true;
+    }
+    return false;
+}
+
 void ps_session_stats(const struct ps_session *session, struct ps_stats *stats)
 {
     const struct ps_model *model = session->model;
@@ -157,9 +188,22 @@ void ps_session_stats(const struct ps_session *session, struct ps_stats *stats)
     double stall = stall_seconds(session) - session->stall_base_s;
     *stats = (struct ps_stats){
         .expert_hits = cache.hits,
+        .expert_late = cache.late,
         .expert_misses = cache.misses,
         .bytes_demand = io.bytes_demand - session->io_base.bytes_demand,
         .bytes_speculative = io.bytes_speculative - session->io_base.bytes_speculative,
+        .bytes_useful = cache.bytes_useful,
+        .bytes_late = cache.bytes_late,
+        .bytes_wasted = cache.bytes_wasted,
+        .bytes_warm = cache.bytes_warm,
+        .prefetch_threshold =
+            prefetch_wants(&model->prefetch) && model->predictor ? model->prefetch.threshold : 1.0,
+        .prefetch_width = model->predictor ? model->prefetch.width : 0.0,
+        .predictor_s = model->predictor ? predictor_seconds(model->predictor) : 0.0,
+        .choices = session->forward.lossy.choices,
+        .choices_trimmed = session->forward.lossy.trimmed,
+        .choices_dropped = session->forward.lossy.dropped,
+        .choices_substituted = session->forward.lossy.substituted,
         .stall_s = stall,
         .compute_s = session->feed_s > stall ? session->feed_s - stall : 0.0,
         .peak_rss_bytes = machine_peak_rss_bytes(),
@@ -177,4 +221,5 @@ void ps_session_reset_stats(struct ps_session *session)
     session->stall_base_s = 0.0;
     session->stall_base_s = stall_seconds(session);
     session->feed_s = 0.0;
+    session->forward.lossy = (struct lossy_counts){0};
 }

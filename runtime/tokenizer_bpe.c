@@ -37,9 +37,9 @@ int byte_of_alphabet(uint32_t code_point)
 /* As text_hash of "left right". */
 static uint32_t pair_hash(const char *text, uint32_t left, uint32_t right)
 {
-    uint64_t state = text_hash_add(TEXT_HASH_START, text, left);
-    state = text_hash_add(state, " ", 1);
-    return text_hash_end(text_hash_add(state, text + left, right));
+    uint64_t state = fnv1a_add(FNV1A_START, text, left);
+    state = fnv1a_add(state, " ", 1);
+    return text_hash_end(fnv1a_add(state, text + left, right));
 }
 
 static bool merge_is(const struct vocab *vocab, uint64_t offset, const char *text, uint32_t left,

@@ -72,21 +72,14 @@ bool slot_table_init(struct slot_table *table, uint64_t count);
 uint64_t slot_table_memory(uint64_t count); /* bytes */
 void slot_table_deinit(struct slot_table *table);
 
-/* FNV-1a, in steps: begin with TEXT_HASH_START. */
-#define TEXT_HASH_START 0xCBF29CE484222325u
-static inline uint64_t text_hash_add(uint64_t state, const char *text, size_t length)
-{
-    for (size_t i = 0; i < length; i++)
-        state = (state ^ (unsigned char)text[i]) * 0x100000001B3u;
-    return state;
-}
+/* The end of a hash made with fnv1a_add. */
 static inline uint32_t text_hash_end(uint64_t state)
 {
     return (uint32_t)(state ^ state >> 32);
 }
 static inline uint32_t text_hash(const char *text, size_t length)
 {
-    return text_hash_end(text_hash_add(TEXT_HASH_START, text, length));
+    return text_hash_end(fnv1a_add(FNV1A_START, text, length));
 }
 
 /* One step through a packed string array: the string at *offset, which moves behind it. */

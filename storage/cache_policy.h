@@ -34,6 +34,10 @@ struct cache_policy {
     void (*removed)(void *state, uint32_t shard);
     /* A resident shard that may leave: one for which may_evict(ctx, shard) is true. UINT32_MAX when none may. */
     uint32_t (*victim)(void *state, bool (*may_evict)(void *ctx, uint32_t shard), void *ctx);
+    /* How much a shard is worth keeping, 0..1, more is better: for warm starts and displays. */
+    double (*score)(const void *state, uint32_t shard);
+    /* The score that a shard had in an earlier run. Before the first access. */
+    void (*prime)(void *state, uint32_t shard, double score);
 };
 
 const struct cache_policy *cache_policy_find(const char *name); /* NULL when unknown */

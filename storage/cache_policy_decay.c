@@ -18,7 +18,9 @@ enum { ABSENT = UINT32_MAX };
 
 static const double DECAY = 0.97;     /* per visit: a half-life of 23 tokens */
 static const double UNIT_MAX = 1e100; /* weights are scaled down here, long before a double overflows */
-static const double TIE = 1e-9;       /* relative difference of scores that is only rounding */
+static const double PRIMED_TOTAL =
+    33;                         /* of a layer: what its visits add up to in the long run, 1 / (1 - DECAY) */
+static const double TIE = 1e-9; /* relative difference of scores that is only rounding */
 
 struct decay_layer {
     uint64_t token;      /* of the last visit */
@@ -201,6 +203,29 @@ static uint32_t decay_victim(void *state, bool (*may_evict)(void *ctx, uint32_t 
     return victim;
 }
 
+static double decay_score(const void *state, uint32_t shard)
+{
+    const struct decay *decay = state;
+    double total = decay->layers[decay->layer_of[shard]].total;
+    return total > 0 ? fmin(decay->weight[shard] / total, 1) : 0;
+}
+
+static void decay_prime(void *state, uint32_t shard, double score)
+{
+    struct decay *decay = state;
+    struct decay_layer *layer = &decay->layers[decay->layer_of[shard]];
+    if (layer->total <= 0) {
+        layer->token = UINT64_MAX; /* no visit */
+        layer->total = PRIMED_TOTAL;
+        layer->unit = 1;
+    }
+    decay->weight[shard] = score * layer->total;
+    if (decay->position[shard] == ABSENT)
+        return;
+    sift_up(decay, layer, shard);
+    sift_down(decay, layer, shard);
+}
+
 const struct cache_policy cache_policy_decay = {
     .name = "decay",
     .summary =
@@ -212,4 +237,6 @@ const struct cache_policy cache_policy_decay = {
     .inserted = decay_inserted,
     .removed = decay_removed,
     .victim = decay_victim,
+    .score = decay_score,
+    .prime = decay_prime,
 };

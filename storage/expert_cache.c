@@ -88,7 +88,9 @@ static bool tables_init(struct expert_cache *cache)
     cache->slots = table(cache->size.slots, sizeof(*cache->slots));
     cache->ranges = table(n_ranges, sizeof(*cache->ranges));
     cache->set_state = table(plan->max_experts, sizeof(*cache->set_state));
-    if (!cache->layers || !cache->slot_of || !cache->slots || !cache->ranges || !cache->set_state)
+    cache->warm = table(cache->size.slots, sizeof(*cache->warm));
+    if (!cache->layers || !cache->slot_of || !cache->slots || !cache->ranges || !cache->set_state ||
+        !cache->warm)
         return false;
     memset(cache->slot_of, 0xff, plan->n_shards * sizeof(*cache->slot_of)); /* NONE */
     return true;
@@ -141,6 +143,7 @@ void expert_cache_free(struct expert_cache *cache)
 {
     if (!cache)
         return;
+    expert_cache_stop_ahead(cache);
     wait_for_reads(cache);
     for (uint32_t p = 0; p < cache->plan.n_pools; p++)
         if (cache->pools[p].policy_state)
@@ -151,6 +154,7 @@ void expert_cache_free(struct expert_cache *cache)
     free(cache->slots);
     free(cache->ranges);
     free(cache->set_state);
+    free(cache->warm);
     pthread_cond_destroy(&cache->landed);
     pthread_mutex_destroy(&cache->lock);
     free(cache);
@@ -158,15 +162,25 @@ void expert_cache_free(struct expert_cache *cache)
 
 /* ---- slots ---- */
 
-static void leave_slot(struct expert_cache *cache, uint32_t pool, struct expert_slot *slot)
+uint32_t expert_cache_slot_index(const struct expert_cache *cache, const struct expert_slot *slot)
 {
-    cache->plan.policy->removed(cache->pools[pool].policy_state,
-                                slot->shard - cache->pools[pool].first_shard);
+    return (uint32_t)(slot - cache->slots);
+}
+
+uint32_t expert_cache_slot_of(const struct expert_cache *cache, uint32_t layer, uint32_t expert)
+{
+    return cache->slot_of[cache->layers[layer].first_shard + expert];
+}
+
+void expert_cache_leave_slot(struct expert_cache *cache, struct expert_slot *slot)
+{
+    struct expert_pool *pool = &cache->pools[cache->layers[slot->layer].pool];
+    cache->plan.policy->removed(pool->policy_state, slot->shard - pool->first_shard);
     cache->slot_of[slot->shard] = NONE;
     slot->state = SLOT_EMPTY;
     slot->pinned = false;
-    slot->next_free = cache->pools[pool].free_slot;
-    cache->pools[pool].free_slot = (uint32_t)(slot - cache->slots);
+    slot->next_free = pool->free_slot;
+    pool->free_slot = expert_cache_slot_index(cache, slot);
 }
 
 struct victim_search {
@@ -177,23 +191,34 @@ struct victim_search {
 static bool may_evict(void *ctx, uint32_t shard)
 {
     const struct victim_search *search = ctx;
-    return !search->cache->slots[search->cache->slot_of[search->first_shard + shard]].pinned;
+    const struct expert_slot *slot =
+        &search->cache->slots[search->cache->slot_of[search->first_shard + shard]];
+    return !slot->pinned && slot->ahead != AHEAD_HELD && slot->state == SLOT_READY;
 }
 
-/* An empty slot of the pool, made by eviction if need be; NULL when all are pinned. */
-static struct expert_slot *take_slot(struct expert_cache *cache, uint32_t pool_index)
+static bool evict_one(struct expert_cache *cache, struct expert_pool *pool)
+{
+    struct victim_search search = {cache, pool->first_shard};
+    uint32_t victim = cache->plan.policy->victim(pool->policy_state, may_evict, &search);
+    if (victim == UINT32_MAX)
+        return false;
+    struct expert_slot *slot = &cache->slots[cache->slot_of[pool->first_shard + victim]];
+    pthread_mutex_lock(&cache->lock);
+    cache->stats.evictions++;
+    if (slot->ahead == AHEAD_WARM)
+        cache->stats.bytes_wasted += slot->job.bytes;
+    pthread_mutex_unlock(&cache->lock);
+    expert_cache_leave_slot(cache, slot);
+    return true;
+}
+
+struct expert_slot *expert_cache_take_slot(struct expert_cache *cache, uint32_t pool_index)
 {
     struct expert_pool *pool = &cache->pools[pool_index];
-    if (pool->free_slot == NONE) {
-        struct victim_search search = {cache, pool->first_shard};
-        uint32_t victim = cache->plan.policy->victim(pool->policy_state, may_evict, &search);
-        if (victim == UINT32_MAX)
-            return NULL;
-        leave_slot(cache, pool_index, &cache->slots[cache->slot_of[pool->first_shard + victim]]);
-        pthread_mutex_lock(&cache->lock);
-        cache->stats.evictions++;
-        pthread_mutex_unlock(&cache->lock);
-    }
+    if (pool->free_slot == NONE)
+        expert_cache_collect(cache);
+    if (pool->free_slot == NONE && !expert_cache_yield_warm(cache, pool_index) && !evict_one(cache, pool))
+        return NULL;
     struct expert_slot *slot = &cache->slots[pool->free_slot];
     pool->free_slot = slot->next_free;
     return slot;
@@ -205,20 +230,30 @@ static void read_landed(struct io_job *job)
     struct expert_cache *cache = job->owner;
     struct expert_slot *slot = (struct expert_slot *)((char *)job - offsetof(struct expert_slot, job));
     pthread_mutex_lock(&cache->lock);
+    if (slot->wanted && job->status != PS_OK && job->status != PS_ERR_CANCELLED && cache->failed_slot == NONE)
+        cache->failed_slot = expert_cache_slot_index(cache, slot);
+    if (slot->ahead == AHEAD_WARM)
+        cache->stats.bytes_warm += job->bytes;
     slot->state = job->status == PS_OK ? SLOT_READY : SLOT_FAILED;
-    if (job->status != PS_OK && job->status != PS_ERR_CANCELLED && cache->failed_slot == NONE)
-        cache->failed_slot = (uint32_t)(slot - cache->slots);
-    cache->n_loading--;
+    uint32_t *count = slot->wanted ? &cache->n_loading : &cache->n_ahead;
+    --*count;
+    slot->wanted = false;
     pthread_cond_signal(&cache->landed);
     pthread_mutex_unlock(&cache->lock);
 }
 
-static void start_read(struct expert_cache *cache, struct expert_slot *slot, uint32_t layer, uint32_t expert)
+void expert_cache_start_read(struct expert_cache *cache, struct expert_slot *slot, uint32_t layer,
+                             uint32_t expert, enum io_priority priority)
 {
     const struct expert_cache_layer *place = &cache->layers[layer];
     slot->shard = place->first_shard + expert;
-    slot->pinned = true;
-    cache->slot_of[slot->shard] = (uint32_t)(slot - cache->slots);
+    slot->layer = layer;
+    slot->pinned = priority == IO_DEMAND;
+    slot->ahead = AHEAD_NONE;
+    if (priority != IO_DEMAND)
+        slot->ahead = priority == IO_SPECULATIVE ? AHEAD_HELD : AHEAD_WARM;
+    slot->cancelled = false;
+    cache->slot_of[slot->shard] = expert_cache_slot_index(cache, slot);
     struct expert_pool *pool = &cache->pools[place->pool];
     cache->plan.policy->inserted(pool->policy_state, slot->shard - pool->first_shard);
 
@@ -228,14 +263,18 @@ static void start_read(struct expert_cache *cache, struct expert_slot *slot, uin
     slot->job = (struct io_job){
         .ranges = slot->ranges,
         .n_ranges = location.n_ranges,
-        .priority = IO_DEMAND,
+        .priority = priority,
         .buffer = slot->job.buffer,
         .done = read_landed,
         .owner = cache,
     };
     pthread_mutex_lock(&cache->lock);
     slot->state = SLOT_LOADING;
-    cache->n_loading++;
+    slot->wanted = priority == IO_DEMAND;
+    if (slot->wanted)
+        cache->n_loading++;
+    else
+        cache->n_ahead++;
     pthread_mutex_unlock(&cache->lock);
     io_reader_submit(cache->reader, &slot->job);
 }
@@ -254,10 +293,10 @@ static void start_waiting(struct expert_cache *cache, struct expert_set *set)
     for (; set->next_read < set->n; set->next_read++) {
         if (cache->set_state[set->next_read] != SET_WAITING)
             continue;
-        struct expert_slot *slot = take_slot(cache, cache->layers[set->layer].pool);
+        struct expert_slot *slot = expert_cache_take_slot(cache, cache->layers[set->layer].pool);
         if (!slot)
             return;
-        start_read(cache, slot, set->layer, set->ids[set->next_read]);
+        expert_cache_start_read(cache, slot, set->layer, set->ids[set->next_read], IO_DEMAND);
         cache->set_state[set->next_read] = SET_READING;
     }
 }
@@ -270,20 +309,23 @@ void expert_set_begin(struct expert_cache *cache, struct expert_set *set, uint32
         return;
     const struct expert_cache_layer *place = &cache->layers[layer];
     struct expert_pool *pool = &cache->pools[place->pool];
-    uint32_t hits = 0;
+    struct expert_cache_stats found = {0};
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t shard = place->first_shard + ids[i];
-        cache->plan.policy->access(pool->policy_state, shard - pool->first_shard, token);
-        bool hit = cache->slot_of[shard] != NONE;
-        if (hit)
-            cache->slots[cache->slot_of[shard]].pinned = true;
-        cache->set_state[i] = hit ? SET_HIT : SET_WAITING;
-        hits += hit;
+        cache->plan.policy->access(pool->policy_state, place->first_shard + ids[i] - pool->first_shard,
+                                   token);
+        static const enum set_state states[] = {
+            [EXPERT_ABSENT] = SET_WAITING, [EXPERT_READY] = SET_HIT, [EXPERT_LANDING] = SET_READING};
+        cache->set_state[i] = (uint8_t)states[expert_cache_claim(cache, layer, ids[i], &found)];
     }
     pthread_mutex_lock(&cache->lock);
-    cache->stats.hits += hits;
-    cache->stats.misses += n - hits;
+    cache->stats.hits += found.hits;
+    cache->stats.late += found.late;
+    cache->stats.misses += found.misses;
+    cache->stats.bytes_useful += found.bytes_useful;
+    cache->stats.bytes_late += found.bytes_late;
+    cache->stats.bytes_wasted -= found.bytes_wasted; /* were counted as such when their layer passed */
     pthread_mutex_unlock(&cache->lock);
+    expert_cache_pass_layer(cache, layer);
     start_waiting(cache, set);
 }
 
@@ -330,6 +372,21 @@ static void view_slot(const struct expert_cache *cache, const struct expert_set 
             location.part_offset[part] == UINT64_MAX ? NULL : buffer + location.part_offset[part];
 }
 
+/* Waits until a read lands; under the lock. The set may still get a slot from a read ahead that lands. */
+static bool wait_for_landing(struct expert_cache *cache, struct expert_set *set)
+{
+    bool slot_to_come = set->next_read < set->n && cache->n_ahead > 0;
+    if (cache->failed_slot != NONE || (cache->n_loading == 0 && !slot_to_come))
+        return false;
+    pthread_cond_wait(&cache->landed, &cache->lock);
+    if (set->next_read < set->n && cache->failed_slot == NONE) {
+        pthread_mutex_unlock(&cache->lock);
+        start_waiting(cache, set);
+        pthread_mutex_lock(&cache->lock);
+    }
+    return true;
+}
+
 uint32_t expert_set_next(struct expert_cache *cache, struct expert_set *set, struct expert_view *views,
                          uint32_t max)
 {
@@ -337,12 +394,10 @@ uint32_t expert_set_next(struct expert_cache *cache, struct expert_set *set, str
         return 0;
     pthread_mutex_lock(&cache->lock);
     uint32_t n_views = deliver_ready(cache, set, views, max);
-    if (n_views == 0 && cache->n_loading > 0) {
+    if (n_views == 0) {
         double start = seconds_now();
-        do {
-            pthread_cond_wait(&cache->landed, &cache->lock);
+        while (n_views == 0 && wait_for_landing(cache, set))
             n_views = deliver_ready(cache, set, views, max);
-        } while (n_views == 0 && cache->n_loading > 0);
         cache->stats.stall_s += seconds_now() - start;
     }
     set->starved = n_views == 0 && cache->failed_slot == NONE;
@@ -417,7 +472,7 @@ enum ps_status expert_set_end(struct expert_cache *cache, struct expert_set *set
         struct expert_slot *slot = set_slot(cache, set, i);
         slot->pinned = false;
         if (slot->state == SLOT_FAILED)
-            leave_slot(cache, cache->layers[set->layer].pool, slot);
+            expert_cache_leave_slot(cache, slot);
     }
     cache->failed_slot = NONE;
     set->n = 0;

@@ -80,11 +80,35 @@ void expert_set_release(struct expert_cache *cache, struct expert_set *set, cons
  * usable. */
 enum ps_status expert_set_end(struct expert_cache *cache, struct expert_set *set, struct ps_error *err);
 
+/* ---- ahead of the walk: same thread, outside or inside one ---- */
+
+enum expert_prefetch {
+    EXPERT_PREFETCH_STARTED,
+    EXPERT_PREFETCH_PRESENT, /* in memory, or its read is under way */
+    EXPERT_PREFETCH_NO_SLOT, /* every slot is pinned, being filled, or holds what was read ahead for a layer to come */
+};
+/* Starts a speculative read. It is taken back, as far as it was not issued, when the next set of its layer begins and
+ * does not hold the expert. A failed one leaves no trace: the demand read that may follow reports. */
+enum expert_prefetch expert_cache_prefetch(struct expert_cache *cache, uint32_t layer, uint32_t expert);
+/* Reads an expert into an empty slot at the lowest priority, with the score it had in an earlier run; never evicts, and
+ * gives its slot up to any other read while it waits. False: no slot is empty. */
+bool expert_cache_preload(struct expert_cache *cache, uint32_t layer, uint32_t expert, double score);
+bool expert_cache_is_resident(struct expert_cache *cache, uint32_t layer,
+                              uint32_t expert); /* in memory now */
+double expert_cache_score(const struct expert_cache *cache, uint32_t layer, uint32_t expert);
+
 struct expert_cache_stats {
-    uint64_t hits;      /* experts of a set found in memory */
-    uint64_t misses;    /* experts that had to be read */
-    uint64_t evictions; /* shards that left to make room */
-    double stall_s;     /* time next() blocked with nothing ready */
+    uint64_t hits;         /* experts of a set found in memory */
+    uint64_t late;         /* found being read ahead */
+    uint64_t misses;       /* experts that had to be read */
+    uint64_t bytes_useful; /* read ahead, by what came of it: of hits, */
+    uint64_t bytes_late;   /* of late ones, */
+    uint64_t
+        bytes_wasted; /* of experts that left unused, or whose layer has passed them by and that are unused yet */
+    uint64_t bytes_warm; /* read by preload */
+    uint64_t withdrawn;  /* reads ahead taken back before anything was issued */
+    uint64_t evictions;  /* shards that left to make room */
+    double stall_s;      /* time next() blocked with nothing ready */
 };
 void expert_cache_get_stats(struct expert_cache *cache, struct expert_cache_stats *stats);
 void expert_cache_reset_stats(struct expert_cache *cache);

@@ -4,6 +4,7 @@
 #define PENSTOCK_STORAGE_EXPERT_CACHE_INTERNAL_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "storage/expert_cache.h"
 
@@ -41,7 +42,20 @@ enum expert_slot_state {
     SLOT_EMPTY,
     SLOT_LOADING,
     SLOT_READY,
-    SLOT_FAILED, /* holds the outcome of its read until the set ends */
+    SLOT_FAILED, /* holds the outcome of its read until the set ends, or until it is collected */
+};
+
+/* What is known of a shard that was read before its router asked for it. */
+enum expert_ahead {
+    AHEAD_NONE,   /* read on demand, or used since */
+    AHEAD_HELD,   /* for a layer to come: stays until that has begun */
+    AHEAD_WARM,   /* from an earlier run's working set, unused so far */
+    AHEAD_PASSED, /* its layer went by without it */
+};
+
+enum {
+    EXPERT_CACHE_MAX_HELD = 64, /* slots read ahead for layers to come, or being collected */
+    EXPERT_CACHE_HELD_SHARE = 4 /* of a pool's slots, one in so many at most */
 };
 
 struct expert_slot {
@@ -49,14 +63,19 @@ struct expert_slot {
     struct io_range *ranges; /* [max_ranges of the pool] of the job */
     uint32_t shard;          /* pool order */
     uint32_t next_free;      /* in the pool's list of empty slots */
-    uint8_t state;           /* enum expert_slot_state */
+    uint32_t layer;          /* of the shard */
+    atomic_uchar state;      /* enum expert_slot_state; the reader's thread ends LOADING, under the lock */
+    atomic_uchar ahead;      /* enum expert_ahead */
     bool pinned;             /* the set needs it: loading, or handed out, or about to be */
+    bool wanted;             /* loading, and the set waits for it; under the lock */
+    bool cancelled;          /* loading, but what was not issued of it was taken back */
 };
 
 struct expert_pool {
     void *policy_state;
     uint32_t first_shard; /* pool order; the policy's ids start at 0 */
     uint32_t free_slot;   /* list of empty slots */
+    uint32_t n_held;      /* slots on the cache's list of held ones */
 };
 
 struct expert_cache_layer {
@@ -77,13 +96,48 @@ struct expert_cache {
     struct expert_slot *slots;         /* [size.slots] pool by pool */
     struct io_range *ranges;           /* of all slots */
     uint8_t *set_state;                /* [max_experts] per id of the set, enum in expert_cache.c */
+    uint32_t *warm;                    /* [size.slots] slots of preloads in the order of their submission */
+    uint32_t n_warm;                   /* the last of them gives way first */
+    uint32_t held
+        [EXPERT_CACHE_MAX_HELD]; /* slots read ahead whose layer has not begun, or still landing after it */
+    uint32_t n_held;
 
     /* The rest, and the state of loading slots, is shared with the reader's thread. All above is the caller's. */
     pthread_mutex_t lock;
     pthread_cond_t landed;
-    uint32_t n_loading;
+    uint32_t n_loading;   /* reads that the set waits for */
+    uint32_t n_ahead;     /* other reads */
     uint32_t failed_slot; /* first read of the set that failed */
     struct expert_cache_stats stats;
 };
+
+/* ---- expert_cache.c ---- */
+
+uint32_t expert_cache_slot_index(const struct expert_cache *cache, const struct expert_slot *slot);
+uint32_t expert_cache_slot_of(const struct expert_cache *cache, uint32_t layer, uint32_t expert);
+/* An empty slot of the pool, made by giving up preloads or by eviction if need be; NULL when there can be none. */
+struct expert_slot *expert_cache_take_slot(struct expert_cache *cache, uint32_t pool_index);
+void expert_cache_leave_slot(struct expert_cache *cache, struct expert_slot *slot);
+void expert_cache_start_read(struct expert_cache *cache, struct expert_slot *slot, uint32_t layer,
+                             uint32_t expert, enum io_priority priority);
+
+/* ---- expert_cache_ahead.c ---- */
+
+enum expert_found {
+    EXPERT_ABSENT,
+    EXPERT_READY,
+    EXPERT_LANDING, /* was being read ahead, and is waited for now */
+};
+/* Finds and pins an expert that a set needs; counts it in found, where bytes_wasted is what is not wasted after all. */
+enum expert_found expert_cache_claim(struct expert_cache *cache, uint32_t layer, uint32_t expert,
+                                     struct expert_cache_stats *found);
+/* The layer's set has been claimed: what else was read ahead for it was in vain. */
+void expert_cache_pass_layer(struct expert_cache *cache, uint32_t layer);
+/* Empties slots whose read ahead was cancelled or has failed. */
+void expert_cache_collect(struct expert_cache *cache);
+/* Frees the slot of the last preload that has not begun. False: there is none in the pool. */
+bool expert_cache_yield_warm(struct expert_cache *cache, uint32_t pool_index);
+/* Cancels all reads ahead and waits for those under way. */
+void expert_cache_stop_ahead(struct expert_cache *cache);
 
 #endif

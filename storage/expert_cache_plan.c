@@ -71,7 +71,8 @@ void expert_cache_plan_size(const struct expert_cache_plan *plan, struct expert_
     for (uint32_t p = 0; p < plan->n_pools; p++) {
         const struct expert_pool_plan *pool = &plan->pools[p];
         struct cache_policy_shape shape = expert_cache_plan_shape(plan, p, NULL);
-        uint64_t slot_overhead = sizeof(struct expert_slot) + pool->max_ranges * sizeof(struct io_range);
+        uint64_t slot_overhead =
+            sizeof(struct expert_slot) + sizeof(uint32_t) + pool->max_ranges * sizeof(struct io_range);
         out->slots += pool->n_slots;
         out->arena_bytes += pool->n_slots * pool->slot_bytes;
         out->overhead_bytes += pool->n_slots * slot_overhead + plan->policy->memory(&shape);

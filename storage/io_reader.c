@@ -154,7 +154,10 @@ static void release_read(struct io_reader *reader, struct io_read *read)
 {
     read->next = reader->free_reads;
     reader->free_reads = read;
-    reader->in_flight_speculative -= read->priority == IO_SPECULATIVE;
+    if (read->priority != IO_DEMAND) {
+        reader->in_flight_ahead--;
+        reader->in_flight_ahead_bytes -= read->length;
+    }
     if (--reader->in_flight == 0)
         reader->busy_ns += io_now() - reader->busy_since;
 }
@@ -168,16 +171,37 @@ static void prepare_attempt(const struct io_reader *reader, struct io_read *read
     read->resume = read->direct ? read->arrived - read->arrived % IO_ALIGN : read->arrived;
 }
 
-/* The job whose read comes next, NULL when none may be issued now. Speculative reads get half of the depth: a
- * demand read then always finds the other half free, and little is in flight before it at the drive. */
+static uint64_t job_span(const struct io_job *job)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < job->n_ranges; i++)
+        bytes += io_range_span(job->ranges[i].offset, job->ranges[i].length);
+    return bytes;
+}
+
+static uint64_t next_read_bytes(const struct io_reader *reader, const struct io_job *job)
+{
+    const struct io_range *range = &job->ranges[job->next_range];
+    return min_u64(io_range_span(range->offset, range->length) - job->next_offset, reader->split_bytes);
+}
+
+/* The job whose read comes next, NULL when none may be issued now. Reads that nobody waits for get half of the
+ * depth and no more bytes in flight than their job takes: a demand read then always finds the other half free, and at
+ * most one shard in flight before it at the drive. */
 static struct io_job *next_job(const struct io_reader *reader)
 {
     if (reader->in_flight >= reader->queue_depth)
         return NULL;
     if (reader->queued[IO_DEMAND].head)
         return reader->queued[IO_DEMAND].head;
+    struct io_job *job = reader->queued[IO_SPECULATIVE].head;
+    if (!job)
+        job = reader->queued[IO_BACKGROUND].head;
     uint32_t share = reader->queue_depth > 1 ? reader->queue_depth / 2 : 1;
-    return reader->in_flight_speculative < share ? reader->queued[IO_SPECULATIVE].head : NULL;
+    if (!job || reader->in_flight_ahead >= share)
+        return NULL;
+    uint64_t bytes = reader->in_flight_ahead_bytes + next_read_bytes(reader, job);
+    return reader->in_flight_ahead == 0 || bytes <= job_span(job) ? job : NULL;
 }
 
 /* Cuts the next read off a queued job. */
@@ -196,7 +220,10 @@ static struct io_read *cut_read(struct io_reader *reader, struct io_job *job, ui
         .buffer = job->buffer + range->at + job->next_offset,
     };
     job->reads_in_flight++;
-    reader->in_flight_speculative += read->priority == IO_SPECULATIVE;
+    if (read->priority != IO_DEMAND) {
+        reader->in_flight_ahead++;
+        reader->in_flight_ahead_bytes += bytes;
+    }
     job->next_offset += bytes;
     if (job->next_offset == io_range_span(range->offset, range->length)) {
         job->next_offset = 0;
@@ -230,9 +257,7 @@ struct io_read *io_reader_next(struct io_reader *reader, uint64_t *wake_at)
         struct io_job *job = next_job(reader);
         if (!job)
             return NULL;
-        const struct io_range *range = &job->ranges[job->next_range];
-        uint64_t left = io_range_span(range->offset, range->length) - job->next_offset;
-        uint64_t bytes = min_u64(left, reader->split_bytes);
+        uint64_t bytes = next_read_bytes(reader, job);
         if (reader->limit_rate && !bucket_take(reader, bytes, wake_at))
             return NULL;
         read = cut_read(reader, job, bytes);
@@ -264,6 +289,7 @@ static void complete_read(struct io_reader *reader, struct io_read *read, bool o
         uint64_t *bytes =
             read->priority == IO_DEMAND ? &reader->stats.bytes_demand : &reader->stats.bytes_speculative;
         *bytes += read->length;
+        job->bytes += read->length;
     } else {
         fail_job(reader, job, error, read->file, read->offset + read->arrived);
     }
@@ -533,6 +559,7 @@ void io_reader_submit(struct io_reader *reader, struct io_job *job)
 {
     job->status = PS_OK;
     job->error = 0;
+    job->bytes = 0;
     job->next_range = 0;
     job->next_offset = 0;
     job->reads_in_flight = 0;
@@ -544,7 +571,8 @@ void io_reader_submit(struct io_reader *reader, struct io_job *job)
         n_reads = 0;
         fail_job(reader, job, EINVAL, job->ranges[bad].file, job->ranges[bad].offset);
     } else if (n_reads > 0) {
-        if (reader->limit_rate && !reader->queued[IO_DEMAND].head && !reader->queued[IO_SPECULATIVE].head)
+        if (reader->limit_rate && !reader->queued[IO_DEMAND].head && !reader->queued[IO_SPECULATIVE].head &&
+            !reader->queued[IO_BACKGROUND].head)
             bucket_resume(reader);
         queue_job(reader, job);
     }
@@ -556,7 +584,7 @@ void io_reader_submit(struct io_reader *reader, struct io_job *job)
 void io_reader_promote(struct io_reader *reader, struct io_job *job)
 {
     pthread_mutex_lock(&reader->lock);
-    if (job->queued && job->priority == IO_SPECULATIVE) {
+    if (job->queued && job->priority != IO_DEMAND) {
         unqueue_job(reader, job);
         job->priority = IO_DEMAND;
         queue_job(reader, job);
@@ -575,6 +603,17 @@ void io_reader_cancel(struct io_reader *reader, struct io_job *job)
         reader->ops->kick(reader, 0);
     }
     pthread_mutex_unlock(&reader->lock);
+}
+
+bool io_reader_withdraw(struct io_reader *reader, struct io_job *job)
+{
+    pthread_mutex_lock(&reader->lock);
+    bool untouched =
+        job->queued && job->next_range == 0 && job->next_offset == 0 && job->reads_in_flight == 0;
+    if (untouched)
+        unqueue_job(reader, job);
+    pthread_mutex_unlock(&reader->lock);
+    return untouched;
 }
 
 struct waiter {

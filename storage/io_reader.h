@@ -24,9 +24,12 @@ enum io_backend {
 };
 
 enum io_priority {
-    IO_DEMAND,      /* compute waits for it */
-    IO_SPECULATIVE, /* nobody waits for it; issued only when no demand read is queued, in half of the depth */
+    IO_DEMAND, /* compute waits for it */
+    IO_SPECULATIVE, /* nobody waits for it; issued only when no demand read is queued, in half of the depth, and with
+                       no more bytes in flight than the job takes */
+    IO_BACKGROUND, /* as speculative, and after all of those */
 };
+enum { IO_N_PRIORITIES = IO_BACKGROUND + 1 };
 
 /* File bytes [offset, offset + length), any alignment. They are read as whole IO_ALIGN units into
  * buffer + at, so the first wanted byte lies at buffer + at + offset % IO_ALIGN. */
@@ -57,6 +60,7 @@ struct io_job {
     int error;             /* errno of the failed read; 0 with PS_ERR_IO means end of file */
     uint32_t error_file;   /* file and */
     uint64_t error_offset; /* offset of the read that failed */
+    uint64_t bytes;        /* that arrived, after alignment */
 
     /* The reader's own. */
     struct io_job *next;
@@ -77,7 +81,7 @@ struct io_reader_config {
 
 struct io_reader_stats {
     uint64_t bytes_demand;      /* asked for and read, after alignment */
-    uint64_t bytes_speculative; /* */
+    uint64_t bytes_speculative; /* with the other two priorities */
     uint64_t reads;             /* completed system-level reads */
     uint64_t retries;           /* short, EINTR, EAGAIN */
     double busy_s;              /* time during which at least one read was in flight */
@@ -94,10 +98,12 @@ void io_reader_free(struct io_reader *reader);
 
 /* Queues a job; never fails and never blocks on the drive: failures arrive in job->status. */
 void io_reader_submit(struct io_reader *reader, struct io_job *job);
-/* A speculative job has become a demand job. No effect when it is already issued or done. */
+/* A job of lower priority has become a demand job. No effect when it is already issued or done. */
 void io_reader_promote(struct io_reader *reader, struct io_job *job);
 /* Stops a job's reads that are not yet issued; done() still follows, with PS_ERR_CANCELLED if bytes are missing. */
 void io_reader_cancel(struct io_reader *reader, struct io_job *job);
+/* Takes back a job none of whose reads was issued: true, and done() is not called. False: nothing changed. */
+bool io_reader_withdraw(struct io_reader *reader, struct io_job *job);
 
 /* Submit and wait: for loading, tests and tools. Not from a callback. */
 enum ps_status io_reader_read(struct io_reader *reader, const struct io_range *ranges, uint32_t n_ranges,

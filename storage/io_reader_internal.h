@@ -66,15 +66,16 @@ struct io_reader {
     uint64_t limit_rate; /* bytes/s; 0: none */
 
     pthread_mutex_t lock;
-    pthread_cond_t read_done;     /* for io_reader_read */
-    struct io_job_list queued[2]; /* by priority: jobs not wholly issued */
-    struct io_job_list finished;  /* waiting for done() */
-    struct io_read *reads;        /* [allocated depth] */
+    pthread_cond_t read_done;                   /* for io_reader_read */
+    struct io_job_list queued[IO_N_PRIORITIES]; /* jobs not wholly issued */
+    struct io_job_list finished;                /* waiting for done() */
+    struct io_read *reads;                      /* [allocated depth] */
     struct io_read *free_reads;
-    struct io_read *retries; /* waiting until due */
-    uint32_t in_flight;      /* reads taken from free_reads */
-    uint32_t in_flight_speculative;
-    uint64_t bucket_ns; /* up to here the limited rate is spent */
+    struct io_read *retries;        /* waiting until due */
+    uint32_t in_flight;             /* reads taken from free_reads */
+    uint32_t in_flight_ahead;       /* of them, below demand priority, */
+    uint64_t in_flight_ahead_bytes; /* and their bytes */
+    uint64_t bucket_ns;             /* up to here the limited rate is spent */
     uint64_t busy_since;
     uint64_t busy_ns;
     struct io_reader_stats stats;
@@ -99,7 +100,8 @@ struct io_read *io_reader_next(struct io_reader *reader, uint64_t *wake_at);
 /* Under the lock: reads are queued or wait for a retry. */
 static inline bool io_reader_has_work(const struct io_reader *reader)
 {
-    return reader->queued[IO_DEMAND].head || reader->queued[IO_SPECULATIVE].head || reader->retries;
+    return reader->queued[IO_DEMAND].head || reader->queued[IO_SPECULATIVE].head ||
+           reader->queued[IO_BACKGROUND].head || reader->retries;
 }
 /* Without the lock: gives the pages of a buffered read back, so that the page cache does not grow. */
 void io_read_drop_cached(const struct io_read *read);

@@ -4,12 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* FNV-1a, 64 bits (Fowler, Noll, Vo). */
+#include "storage/fnv1a.h"
+
 static uint64_t name_hash(struct gguf_string name)
 {
-    uint64_t hash = 0xcbf29ce484222325u;
-    for (uint64_t i = 0; i < name.length; i++)
-        hash = (hash ^ (unsigned char)name.data[i]) * 0x100000001b3u;
+    uint64_t hash = fnv1a_add(FNV1A_START, name.data, name.length);
     return hash ^ (hash >> 32);
 }
 

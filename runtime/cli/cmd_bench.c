@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "runtime/cli/cli.h"
+#include "runtime/cli/live_view.h"
 #include "runtime/cli/model_flags.h"
 #include "runtime/clock.h"
 
@@ -20,7 +21,7 @@ static const struct flag decode_rows[] = {
      .help = "what is fed: the model's own choice (random weights\nthen fall into a loop, which flatters "
              "every cache),\n"
              "random ids (the fair, hard case), or ids from a file"},
-    {"stats", 0, FLAG_STRING, OPTION(stats), "FILE", .help = "write statistics as JSON; -: stdout"},
+    {"stats", 0, FLAG_STRING, OPTION(stats), "FILE|-|live", .help = STATS_HELP},
     {0},
 };
 
@@ -75,8 +76,8 @@ static bool open_source(struct token_source *source, const struct bench_options 
 }
 
 static enum ps_status decode(struct loaded_model *m, const struct token_source *source, uint32_t n,
-                             float *logits, struct ps_sampler *greedy, struct run_times *times,
-                             struct ps_error *err)
+                             float *logits, struct ps_sampler *greedy, struct live_view *live,
+                             struct run_times *times, struct ps_error *err)
 {
     uint32_t n_vocab = ps_model_info(m->model)->n_vocab;
     enum ps_status status = PS_OK;
@@ -93,6 +94,7 @@ static enum ps_status decode(struct loaded_model *m, const struct token_source *
             times->ttft_s = now - m->start;
         times->decode_s = now - start;
         times->decode_steps = times->generated_tokens = i + 1;
+        live_view_token(live);
     }
     return status;
 }
@@ -102,6 +104,7 @@ static int run_decode(struct loaded_model *m, const struct bench_options *o,
 {
     struct ps_error err;
     struct ps_sampler *greedy = NULL;
+    struct live_view *live = NULL;
     struct run_times times = {0};
     float *logits = malloc(ps_model_info(m->model)->n_vocab * sizeof(*logits));
     struct ps_sampler_params params;
@@ -110,13 +113,16 @@ static int run_decode(struct loaded_model *m, const struct bench_options *o,
     enum ps_status status = logits ? ps_sampler_new(&greedy, &params, &err)
                                    : ps_error_set(&err, PS_ERR_NOMEM, "logits: out of memory");
     if (status == PS_OK)
-        status = decode(m, source, o->n, logits, greedy, &times, &err);
+        status = live_view_open(&live, o->stats, m, 0, o->n, &err);
+    if (status == PS_OK)
+        status = decode(m, source, o->n, logits, greedy, live, &times, &err);
+    live_view_close(live);
     ps_sampler_free(greedy);
     free(logits);
     if (status != PS_OK)
         return cli_status(&err);
     print_summary(m, &times);
-    return o->stats ? write_stats(m, &times, o->stats) : CLI_OK;
+    return o->stats && !live_view_wanted(o->stats) ? write_stats(m, &times, o->stats) : CLI_OK;
 }
 
 static int bench_decode(int argc, char **argv)
@@ -137,6 +143,8 @@ static int bench_decode(int argc, char **argv)
     struct ps_error err;
     int exit_code;
     if (!cli_parse(&spec, argc, argv, &exit_code))
+        return exit_code;
+    if (!live_view_possible(options.stats, &exit_code))
         return exit_code;
     if (ps_model_open(&m.model, model_options.path, &err) != PS_OK)
         return cli_status(&err);

@@ -1,4 +1,5 @@
-/* penstock eval: what the model computes, for comparison: raw logits, and perplexity of a text. */
+/* penstock eval: what the model computes, for comparison: raw logits, and perplexity of a text. Divergence is in
+ * eval_kl.c. */
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -7,17 +8,53 @@
 #include <unistd.h>
 
 #include "runtime/cli/cli.h"
-#include "runtime/cli/model_flags.h"
+#include "runtime/cli/eval.h"
 #include "runtime/clock.h"
 
 enum { LOGIT_ROWS = 2 }; /* computed at a time; the memory plan holds a few rows of the vocabulary */
 
 struct eval_options {
-    const char *tokens, *file, *output, *experts;
+    const char *tokens, *file, *output, *experts, *stats;
     bool json;
 };
 
 #define OPTION(field) offsetof(struct eval_options, field)
+
+enum ps_status eval_window(struct loaded_model *m, const struct eval_window *window, eval_row_fn *fn,
+                           void *ctx, struct ps_error *err)
+{
+    uint32_t n_vocab = ps_model_info(m->model)->n_vocab;
+    uint32_t chunk = ps_model_loaded_plan(m->model)->chunk;
+    float *rows = malloc((size_t)LOGIT_ROWS * n_vocab * sizeof(*rows));
+    if (!rows)
+        return ps_error_set(err, PS_ERR_NOMEM, "logits: out of memory");
+    enum ps_status status = PS_OK;
+    ps_session_truncate(m->session, 0);
+    for (uint32_t i = 0, n; status == PS_OK && i < window->n; i += n) {
+        n = window->n - i < chunk ? window->n - i : chunk;
+        status = ps_session_feed(m->session, window->tokens + i, n, err);
+        uint32_t at = window->first > i ? window->first : i;
+        uint32_t end = window->end < i + n ? window->end : i + n;
+        for (uint32_t n_rows; status == PS_OK && at < end; at += n_rows) {
+            n_rows = end - at < LOGIT_ROWS ? end - at : LOGIT_ROWS;
+            status = ps_session_logits(m->session, i + n - at - n_rows, n_rows, rows, err);
+            for (uint32_t r = 0; status == PS_OK && r < n_rows; r++)
+                status = fn(ctx, at + r, rows + (size_t)r * n_vocab, err);
+        }
+    }
+    free(rows);
+    return status;
+}
+
+/* What lossy modes changed, and the statistics where they are asked for. */
+static int report_run(const struct loaded_model *m, const struct eval_options *o, uint64_t n_tokens)
+{
+    struct ps_stats stats;
+    ps_session_stats(m->session, &stats);
+    const struct run_times times = {.prompt_tokens = n_tokens, .prefill_s = stats.compute_s + stats.stall_s};
+    print_lossy(m);
+    return o->stats ? write_stats(m, &times, o->stats) : CLI_OK;
+}
 
 /* ---- logits ---- */
 
@@ -27,6 +64,7 @@ static const struct flag logits_rows[] = {
      .required = true},
     {"experts", 0, FLAG_STRING, OPTION(experts), "FILE",
      .help = "the router's choice, int32 [n_tokens][n_moe_layers][top_k]"},
+    {"stats", 0, FLAG_STRING, OPTION(stats), "FILE", .help = "write statistics as JSON; -: stdout"},
     {0},
 };
 
@@ -50,50 +88,53 @@ static void write_experts(void *ctx, uint32_t moe_layer, uint32_t position, uint
     }
 }
 
-static enum ps_status write_piece(struct loaded_model *m, FILE *out, const int32_t *tokens, uint32_t n,
-                                  float *rows, const char *path, struct ps_error *err)
+struct logits_writer {
+    FILE *out;
+    const char *path;
+    uint32_t n_vocab;
+};
+
+static enum ps_status write_row(void *ctx, uint32_t position, const float *logits, struct ps_error *err)
 {
-    uint32_t n_vocab = ps_model_info(m->model)->n_vocab;
-    enum ps_status status = ps_session_feed(m->session, tokens, n, err);
-    for (uint32_t i = 0; status == PS_OK && i < n; i += LOGIT_ROWS) {
-        uint32_t n_rows = n - i < LOGIT_ROWS ? n - i : LOGIT_ROWS;
-        status = ps_session_logits(m->session, n - i - n_rows, n_rows, rows, err);
-        if (status == PS_OK && fwrite(rows, sizeof(float) * n_vocab, n_rows, out) != n_rows)
-            status = ps_error_set(err, PS_ERR_IO, "%s: cannot write: %s", path, strerror(errno));
-    }
-    return status;
+    struct logits_writer *writer = ctx;
+    (void)position;
+    if (fwrite(logits, sizeof(*logits), writer->n_vocab, writer->out) != writer->n_vocab)
+        return ps_error_set(err, PS_ERR_IO, "%s: cannot write: %s", writer->path, strerror(errno));
+    return PS_OK;
+}
+
+static enum ps_status open_experts(struct expert_writer *writer, struct ps_session *session, const char *path,
+                                   struct ps_error *err)
+{
+    writer->fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (writer->fd < 0)
+        return ps_error_set(err, PS_ERR_IO, "%s: cannot open for writing: %s", path, strerror(errno));
+    ps_session_on_router(session, write_experts, writer);
+    return PS_OK;
 }
 
 static int write_logits(struct loaded_model *m, const struct eval_options *o, const int32_t *tokens, size_t n)
 {
     struct ps_error err;
-    struct expert_writer writer = {.fd = -1, .n_moe = ps_model_info(m->model)->n_moe_layers};
-    uint32_t chunk = ps_model_loaded_plan(m->model)->chunk;
-    float *rows = malloc((size_t)LOGIT_ROWS * ps_model_info(m->model)->n_vocab * sizeof(*rows));
-    FILE *out = fopen(o->output, "we");
+    const struct ps_model_info *info = ps_model_info(m->model);
+    struct expert_writer experts = {.fd = -1, .n_moe = info->n_moe_layers};
+    struct logits_writer writer = {
+        .out = fopen(o->output, "we"), .path = o->output, .n_vocab = info->n_vocab};
+    const struct eval_window window = {.tokens = tokens, .n = (uint32_t)n, .end = (uint32_t)n};
     enum ps_status status = PS_OK;
-    if (!rows)
-        status = ps_error_set(&err, PS_ERR_NOMEM, "logits: out of memory");
-    if (!out)
+    if (!writer.out)
         status = ps_error_set(&err, PS_ERR_IO, "%s: cannot open for writing: %s", o->output, strerror(errno));
-    if (status == PS_OK && o->experts) {
-        writer.fd = open(o->experts, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-        if (writer.fd < 0)
-            status =
-                ps_error_set(&err, PS_ERR_IO, "%s: cannot open for writing: %s", o->experts, strerror(errno));
-        ps_session_on_router(m->session, write_experts, &writer);
-    }
-    for (size_t i = 0; status == PS_OK && i < n; i += chunk)
-        status =
-            write_piece(m, out, tokens + i, n - i < chunk ? (uint32_t)(n - i) : chunk, rows, o->output, &err);
-    if (writer.fd >= 0 && close(writer.fd) < 0 && !writer.error)
-        writer.error = errno;
-    if (status == PS_OK && writer.error)
-        status = ps_error_set(&err, PS_ERR_IO, "%s: cannot write: %s", o->experts, strerror(writer.error));
-    if (out && fclose(out) != 0 && status == PS_OK)
+    if (status == PS_OK && o->experts)
+        status = open_experts(&experts, m->session, o->experts, &err);
+    if (status == PS_OK)
+        status = eval_window(m, &window, write_row, &writer, &err);
+    if (experts.fd >= 0 && close(experts.fd) < 0 && !experts.error)
+        experts.error = errno;
+    if (status == PS_OK && experts.error)
+        status = ps_error_set(&err, PS_ERR_IO, "%s: cannot write: %s", o->experts, strerror(experts.error));
+    if (writer.out && fclose(writer.out) != 0 && status == PS_OK)
         status = ps_error_set(&err, PS_ERR_IO, "%s: cannot write: %s", o->output, strerror(errno));
-    free(rows);
-    return status == PS_OK ? CLI_OK : cli_status(&err);
+    return status == PS_OK ? report_run(m, o, n) : cli_status(&err);
 }
 
 static int eval_logits(int argc, char **argv)
@@ -146,6 +187,7 @@ static int eval_logits(int argc, char **argv)
 static const struct flag ppl_rows[] = {
     {"file", 'f', FLAG_STRING, OPTION(file), "FILE", .help = "the text; -: standard input", .required = true},
     {"json", 0, FLAG_BOOL, OPTION(json), .help = "print one JSON object"},
+    {"stats", 0, FLAG_STRING, OPTION(stats), "FILE", .help = "write statistics as JSON; -: stdout"},
     {0},
 };
 
@@ -162,61 +204,47 @@ static double negative_log_likelihood(const float *logits, uint32_t n_vocab, int
 }
 
 struct perplexity {
+    const int32_t *tokens; /* of the window */
+    uint32_t n_vocab;
     double nll;
     uint64_t scored;
     uint32_t windows;
 };
 
-/* One window: the second half's tokens are scored, as llama-perplexity does, so that each has half a window of
- * context. */
-static enum ps_status score_window(struct loaded_model *m, const int32_t *tokens, uint32_t ctx, float *row,
-                                   struct perplexity *ppl, struct ps_error *err)
+static enum ps_status score_row(void *ctx, uint32_t position, const float *logits, struct ps_error *err)
 {
-    uint32_t n_vocab = ps_model_info(m->model)->n_vocab;
-    uint32_t chunk = ps_model_loaded_plan(m->model)->chunk;
-    enum ps_status status = PS_OK;
-    ps_session_truncate(m->session, 0);
-    for (uint32_t i = 0; status == PS_OK && i < ctx; i += chunk) {
-        uint32_t n = ctx - i < chunk ? ctx - i : chunk;
-        status = ps_session_feed(m->session, tokens + i, n, err);
-        for (uint32_t t = 0; status == PS_OK && t < n; t++) {
-            uint32_t at = i + t;
-            if (at < ctx / 2 || at + 1 >= ctx)
-                continue;
-            status = ps_session_logits(m->session, n - 1 - t, 1, row, err);
-            if (status == PS_OK) {
-                ppl->nll += negative_log_likelihood(row, n_vocab, tokens[at + 1]);
-                ppl->scored++;
-            }
-        }
-    }
-    ppl->windows++;
-    return status;
+    struct perplexity *ppl = ctx;
+    (void)err;
+    ppl->nll += negative_log_likelihood(logits, ppl->n_vocab, ppl->tokens[position + 1]);
+    ppl->scored++;
+    return PS_OK;
 }
 
-static int measure_perplexity(struct loaded_model *m, int32_t *tokens, size_t n, bool json)
+/* Each window's second half is scored, as llama-perplexity does, so that each token has half a window of context. */
+static int measure_perplexity(struct loaded_model *m, const struct eval_options *o, const int32_t *tokens,
+                              size_t n)
 {
     struct ps_error err;
-    struct perplexity ppl = {0};
+    struct perplexity ppl = {.n_vocab = ps_model_info(m->model)->n_vocab};
     uint32_t ctx = ps_model_loaded_plan(m->model)->ctx;
-    float *row = malloc(ps_model_info(m->model)->n_vocab * sizeof(*row));
-    if (!row)
-        return cli_error(CLI_FAILED, "logits: out of memory");
     enum ps_status status = PS_OK;
-    for (size_t i = 0; status == PS_OK && i + ctx <= n; i += ctx)
-        status = score_window(m, tokens + i, ctx, row, &ppl, &err);
-    free(row);
+    for (size_t i = 0; status == PS_OK && i + ctx <= n; i += ctx) {
+        ppl.tokens = tokens + i;
+        const struct eval_window window = {.tokens = ppl.tokens, .n = ctx, .first = ctx / 2, .end = ctx - 1};
+        status = eval_window(m, &window, score_row, &ppl, &err);
+        ppl.windows++;
+    }
     if (status != PS_OK)
         return cli_status(&err);
     double mean = ppl.nll / (double)ppl.scored;
-    if (json)
+    if (o->json)
         cli_printf(
             "{\"perplexity\": %.6f, \"nll\": %.6f, \"scored_tokens\": %llu, \"windows\": %u, \"ctx\": %u}\n",
             exp(mean), mean, (unsigned long long)ppl.scored, ppl.windows, ctx);
     else
         cli_printf("perplexity %.4f over %llu tokens in %u windows of %u\n", exp(mean),
                    (unsigned long long)ppl.scored, ppl.windows, ctx);
-    return CLI_OK;
+    return report_run(m, o, (uint64_t)ppl.windows * ctx);
 }
 
 static int eval_ppl(int argc, char **argv)
@@ -257,7 +285,7 @@ static int eval_ppl(int argc, char **argv)
                               "%s: %zu tokens do not fill a window of %u: use a smaller --ctx (at least 4)",
                               options.file, n, params->ctx);
     else if (loaded_model_start(&m, m.model, &model_options, &exit_code))
-        exit_code = measure_perplexity(&m, tokens, n, options.json);
+        exit_code = measure_perplexity(&m, &options, tokens, n);
     free(text);
     free(tokens);
     loaded_model_close(&m);
@@ -269,6 +297,7 @@ int cmd_eval(int argc, char **argv)
     static const struct cli_command commands[] = {
         {"logits", "write raw logits of given tokens", eval_logits},
         {"ppl", "perplexity of a text", eval_ppl},
+        {"kl", "how far one model's or setting's logits are from another's", eval_kl},
         {0},
     };
     return cli_dispatch("penstock eval", "What a model computes, for comparison.", commands, argc, argv);

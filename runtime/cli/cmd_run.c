@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "runtime/cli/cli.h"
+#include "runtime/cli/live_view.h"
 #include "runtime/cli/model_flags.h"
 #include "runtime/clock.h"
 
@@ -30,14 +31,14 @@ static const struct flag run_rows[] = {
     {"n", 'n', FLAG_U32, OPTION(n), .help = "tokens to generate at most"},
     {"ignore-end", 0, FLAG_BOOL, OPTION(ignore_end), .help = "go on after an end-of-text token"},
     {"print", 0, FLAG_CHOICE, OPTION(print), "WHAT", .help = "what goes to stdout:", .words = print_words},
-    {"stats", 0, FLAG_STRING, OPTION(stats), "FILE", .help = "write statistics as JSON; -: stdout"},
+    {"stats", 0, FLAG_STRING, OPTION(stats), "FILE|-|live", .help = STATS_HELP},
     {0},
 };
 
 static const struct flag sampler_rows[] = {
     {"temp", 0, FLAG_FLOAT, OPTION(sampler.temp), .help = "randomness; 0: always the most likely token",
      .min = 0, .max = 100},
-    {"top-k", 0, FLAG_U32, OPTION(sampler.top_k), .help = "keep the K most likely; 0: all"},
+    {"sample-top-k", 0, FLAG_U32, OPTION(sampler.top_k), .help = "keep the N most likely; 0: all"},
     {"top-p", 0, FLAG_FLOAT, OPTION(sampler.top_p), .help = "keep the smallest set with this share",
      .min = 1e-6, .max = 1},
     {"min-p", 0, FLAG_FLOAT, OPTION(sampler.min_p),
@@ -97,6 +98,7 @@ struct generation {
     struct ps_sampler *sampler;
     struct ps_detokenizer *text;
     float *logits;
+    struct live_view *live; /* NULL: not asked for */
     struct run_times times;
 };
 
@@ -146,6 +148,7 @@ static enum ps_status generate(struct generation *g, const int32_t *prompt, size
         ps_sampler_accept(g->sampler, token);
         if (!print_token(g, token) || i + 1 == o->n)
             break;
+        live_view_token(g->live);
         if (ps_session_position(session) == ctx) {
             fprintf(stderr, "\nthe context of %u tokens is full\n", ctx);
             break;
@@ -178,12 +181,16 @@ static int run_prompt(struct generation *g, const int32_t *prompt, size_t n_prom
         return cli_status(&err);
     for (size_t i = 0; i < n_prompt; i++)
         ps_sampler_accept(g->sampler, prompt[i]);
-    enum ps_status status = generate(g, prompt, n_prompt, &err);
+    const char *stats = g->options->stats;
+    enum ps_status status = live_view_open(&g->live, stats, g->m, n_prompt, g->options->n, &err);
+    if (status == PS_OK)
+        status = generate(g, prompt, n_prompt, &err);
     end_text(g);
+    live_view_close(g->live);
     if (status != PS_OK)
         return cli_status(&err);
     print_summary(g->m, &g->times);
-    return g->options->stats ? write_stats(g->m, &g->times, g->options->stats) : CLI_OK;
+    return stats && !live_view_wanted(stats) ? write_stats(g->m, &g->times, stats) : CLI_OK;
 }
 
 static int run_model(const struct run_options *options, struct model_options *model_options)
@@ -240,6 +247,8 @@ int cmd_run(int argc, char **argv)
         .command = "run", .summary = summary, .examples = examples, .groups = groups};
     int exit_code;
     if (!cli_parse(&spec, argc, argv, &exit_code))
+        return exit_code;
+    if (!live_view_possible(options.stats, &exit_code))
         return exit_code;
     return run_model(&options, &model_options);
 }

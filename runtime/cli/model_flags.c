@@ -16,11 +16,14 @@ static const char *policy_name_at(uint32_t index)
 }
 
 static const struct flag_word auto_size[] = {{"auto", 0}, {0}};
+static const struct flag_word own_number[] = {{"own", 0}, {0}};
 static const struct flag_word io_words[] = {
     {"auto", PS_IO_AUTO}, {"uring", PS_IO_URING}, {"threads", PS_IO_THREADS}, {0}};
 static const struct flag_word kv_words[] = {{"f32", PS_KV_F32}, {"f16", PS_KV_F16}, {0}};
 static const struct flag_word activation_words[] = {
     {"auto", PS_ACTIVATIONS_AUTO}, {"f32", PS_ACTIVATIONS_F32}, {0}};
+
+static const struct flag_word prefetch_words[] = {{"auto", PS_PREFETCH_AUTO}, {"off", PS_PREFETCH_OFF}, {0}};
 
 static const char *cpu_name_at(uint32_t index)
 {
@@ -50,8 +53,22 @@ const struct flag MODEL_FLAGS[] = {
     {"io-limit", 0, FLAG_SIZE, OPTION(params.io_limit), "RATE", .help = "bytes per second at most; 0: none"},
     {"cache-policy", 0, FLAG_NAME, OPTION(params.cache_policy), "NAME",
      .help = "which expert leaves the cache:", .name_at = policy_name_at},
+    {"prefetch", 0, FLAG_CHOICE, OPTION(params.prefetch), "WHEN",
+     .help = "read predicted experts ahead, while that pays:", .words = prefetch_words},
     {"cpu", 0, FLAG_NAME, OPTION(params.cpu), "LEVEL",
      .help = "instruction set; the best there is, or one of:", .name_at = cpu_name_at},
+    {"top-k", 0, FLAG_U32, OPTION(params.top_k), "N",
+     .help = "lossy: experts per token, up to the model's own number", .words = own_number, .min = 1,
+     .max = 4096},
+    {"drop-below", 0, FLAG_FLOAT, OPTION(params.drop_below), "SHARE",
+     .help = "lossy: leave out an expert that is not in memory if its share\n"
+             "of the token's weights is less; what is in memory then decides\n"
+             "what is computed",
+     .min = 0, .max = 1},
+    {"substitute", 0, FLAG_BOOL, OPTION(params.substitute),
+     .help = "lossy: in the place of an expert that is not in memory, take the\n"
+             "best one that is; never for a token's first expert. What is in\n"
+             "memory then decides what is computed"},
     {0},
 };
 
@@ -95,6 +112,7 @@ bool loaded_model_start(struct loaded_model *m, struct ps_model *model, const st
     struct ps_error err;
     struct ps_model_params params = options->params;
     m->model = model;
+    m->lossy = params.top_k > 0 || params.drop_below > 0.0f || params.substitute;
     params.planned = print_plan;
     params.planned_ctx = model;
     if (isatty(STDERR_FILENO))
@@ -114,6 +132,23 @@ void loaded_model_close(struct loaded_model *m)
     ps_model_free(m->model);
 }
 
+static double percent(uint64_t part, uint64_t whole)
+{
+    return whole > 0 ? 100.0 * (double)part / (double)whole : 0.0;
+}
+
+void print_lossy(const struct loaded_model *m)
+{
+    struct ps_stats stats;
+    if (!m->lossy)
+        return;
+    ps_session_stats(m->session, &stats);
+    fprintf(stderr,
+            "lossy: of %" PRIu64 " choices of experts %.2f%% trimmed, %.2f%% dropped, %.2f%% substituted\n",
+            stats.choices, percent(stats.choices_trimmed, stats.choices),
+            percent(stats.choices_dropped, stats.choices), percent(stats.choices_substituted, stats.choices));
+}
+
 static double per_second(uint64_t n, double seconds)
 {
     return n > 0 && seconds > 0.0 ? (double)n / seconds : 0.0;
@@ -124,7 +159,7 @@ void print_summary(const struct loaded_model *m, const struct run_times *times)
     struct ps_stats stats;
     char text[2][SIZE_TEXT_SIZE];
     ps_session_stats(m->session, &stats);
-    uint64_t asked = stats.expert_hits + stats.expert_misses;
+    uint64_t asked = stats.expert_hits + stats.expert_late + stats.expert_misses;
     fprintf(stderr,
             "prompt %" PRIu64 " tokens, %.2f tok/s; generated %" PRIu64
             ", %.2f tok/s; first token %.2f s; experts %.1f%% hit, %s "
@@ -134,6 +169,29 @@ void print_summary(const struct loaded_model *m, const struct run_times *times)
             asked > 0 ? 100.0 * (double)stats.expert_hits / (double)asked : 100.0,
             size_format(stats.bytes_demand, text[0]), stats.stall_s,
             size_format(stats.peak_rss_bytes, text[1]));
+    print_lossy(m);
+}
+
+/* Per distance and rank: how often the expert that was predicted at a rank was chosen (precision), and the share of
+ * chosen experts found up to there (recall). */
+static void print_prediction_stats(FILE *out, const struct ps_session *session)
+{
+    struct ps_prediction_stats p;
+    ps_session_prediction_stats(session, &p);
+    for (uint32_t d = 0; d < PS_PREDICTION_DISTANCES; d++) {
+        if (p.chosen[d] == 0)
+            continue;
+        fprintf(out, "\"predicted_%u_precision\": [", d);
+        for (uint32_t r = 0; r < p.n_ranks; r++)
+            fprintf(out, "%s%.4f", r ? ", " : "", percent(p.right[d][r], p.predicted[d][r]) / 100.0);
+        fprintf(out, "], \"predicted_%u_recall\": [", d);
+        uint64_t right = 0;
+        for (uint32_t r = 0; r < p.n_ranks; r++) {
+            right += p.right[d][r];
+            fprintf(out, "%s%.4f", r ? ", " : "", percent(right, p.chosen[d]) / 100.0);
+        }
+        fputs("], ", out);
+    }
 }
 
 /* JSON by hand: the object is flat and its values are numbers and our own words. */
@@ -141,7 +199,6 @@ static bool print_stats(FILE *out, const struct loaded_model *m, const struct ru
 {
     struct ps_stats s;
     const struct ps_plan *plan = ps_model_loaded_plan(m->model);
-    const struct ps_model_info *info = ps_model_info(m->model);
     ps_session_stats(m->session, &s);
     const struct {
         const char *key;
@@ -154,6 +211,11 @@ static bool print_stats(FILE *out, const struct loaded_model *m, const struct ru
         {"bytes_demand", s.bytes_demand},
         {"bytes_speculative", s.bytes_speculative},
         {"bytes_wasted", s.bytes_wasted},
+        {"bytes_useful", s.bytes_useful},
+        {"bytes_late", s.bytes_late},
+        {"bytes_warm", s.bytes_warm},
+        {"expert_late", s.expert_late},
+        {"predictor_bytes", plan->predictor},
         {"peak_rss_bytes", s.peak_rss_bytes},
         {"budget_bytes", plan->budget},
         {"process_bytes", plan->process},
@@ -164,11 +226,15 @@ static bool print_stats(FILE *out, const struct loaded_model *m, const struct ru
         {"cache_bytes", plan->cache},
         {"slots", plan->slots},
         {"shards", plan->n_shards},
-        {"token_cycle_bytes", info->token_cycle_bytes},
+        {"token_cycle_bytes", plan->token_cycle_bytes},
         {"ctx", plan->ctx},
         {"chunk", plan->chunk},
         {"threads", s.threads},
         {"trunk_layers_resident", plan->trunk_layers_resident},
+        {"choices", s.choices},
+        {"choices_trimmed", s.choices_trimmed},
+        {"choices_dropped", s.choices_dropped},
+        {"choices_substituted", s.choices_substituted},
     };
     const struct {
         const char *key;
@@ -182,12 +248,16 @@ static bool print_stats(FILE *out, const struct loaded_model *m, const struct ru
         {"stall_s", s.stall_s},
         {"compute_s", s.compute_s},
         {"cache_cycles", plan->cycles},
+        {"prefetch_threshold", s.prefetch_threshold},
+        {"prefetch_width", s.prefetch_width},
+        {"predictor_s", s.predictor_s},
     };
     fputs("{", out);
     for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++)
         fprintf(out, "\"%s\": %" PRIu64 ", ", counts[i].key, counts[i].value);
     for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++)
         fprintf(out, "\"%s\": %.6g, ", figures[i].key, figures[i].value);
+    print_prediction_stats(out, m->session);
     fprintf(out, "\"io_backend\": \"%s\", \"direct\": %s, \"cpu\": \"%s\"}\n", s.io_backend,
             s.direct ? "true" : "false", s.cpu);
     return fflush(out) == 0 && !ferror(out);

@@ -18,6 +18,7 @@ struct loaded_model {
     struct ps_model *model;
     struct ps_session *session;
     double start; /* clock when the command began */
+    bool lossy;   /* a flag asks for less than the exact result */
 };
 
 /* Loads an opened model (owned by m from here on): plan to stderr, progress on a terminal, a session that
@@ -34,8 +35,10 @@ struct run_times {
     double ttft_s; /* from the command's start to the first token */
 };
 
-/* One line on stderr. */
+/* One line on stderr; with lossy modes on, print_lossy's as well. */
 void print_summary(const struct loaded_model *m, const struct run_times *times);
+/* How often lossy modes changed the computation, one line on stderr; nothing when all are off. */
+void print_lossy(const struct loaded_model *m);
 /* One JSON object to path ("-": stdout). Returns an exit code; the message is printed. */
 int write_stats(const struct loaded_model *m, const struct run_times *times, const char *path);
 

@@ -695,6 +695,176 @@ static void waiting_is_counted_only_when_nothing_is_ready(void **state)
     close_model(&model);
 }
 
+/* ---- ahead of the walk ---- */
+
+static void wait_until_resident(struct expert_cache *cache, uint32_t layer, uint32_t expert)
+{
+    for (int i = 0; i < 5000 && !expert_cache_is_resident(cache, layer, expert); i++)
+        usleep(1000);
+    assert_true(expert_cache_is_resident(cache, layer, expert));
+}
+
+static void expert_read_ahead_is_a_hit_and_counts_as_useful(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, 4, IO_BACKEND_THREADS);
+    struct expert_cache *cache = cache_of(&model, "lru", 16);
+    assert_false(expert_cache_is_resident(cache, 1, 7));
+    assert_int_equal(expert_cache_prefetch(cache, 1, 7), EXPERT_PREFETCH_STARTED);
+    assert_int_equal(expert_cache_prefetch(cache, 1, 7), EXPERT_PREFETCH_PRESENT);
+    wait_until_resident(cache, 1, 7);
+    walk(&model, cache, 1, (const uint32_t[]){7, 8}, 2, 1, 2);
+    struct expert_cache_stats stats = stats_of(cache);
+    assert_int_equal(stats.hits, 1);
+    assert_int_equal(stats.misses, 1);
+    assert_int_equal(stats.bytes_useful, spans_of_shard(&model, 1, 7));
+    assert_int_equal(stats.bytes_wasted, 0);
+    expert_cache_free(cache);
+    close_model(&model);
+}
+
+static void expert_read_ahead_in_vain_is_wasted_until_it_is_used(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, 4, IO_BACKEND_THREADS);
+    struct expert_cache *cache = cache_of(&model, "lru", 16);
+    assert_int_equal(expert_cache_prefetch(cache, 1, 7), EXPERT_PREFETCH_STARTED);
+    wait_until_resident(cache, 1, 7);
+    walk(&model, cache, 1, (const uint32_t[]){8}, 1, 1, 1);
+    assert_int_equal(stats_of(cache).bytes_wasted, spans_of_shard(&model, 1, 7));
+    walk(&model, cache, 1, (const uint32_t[]){7}, 1, 2, 1);
+    assert_int_equal(stats_of(cache).bytes_wasted, 0);
+    assert_int_equal(stats_of(cache).bytes_useful, spans_of_shard(&model, 1, 7));
+    expert_cache_free(cache);
+    close_model(&model);
+}
+
+static void held_slots_leave_room_for_the_current_token(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, 4, IO_BACKEND_THREADS);
+    struct expert_cache *cache = cache_of(&model, "lru", 16);
+    uint32_t started = 0;
+    for (uint32_t e = 0; e < 16; e++)
+        started += expert_cache_prefetch(cache, 2, e) == EXPERT_PREFETCH_STARTED;
+    assert_int_equal(started, 4);
+    uint32_t ids[40];
+    for (uint32_t i = 0; i < 40; i++)
+        ids[i] = i;
+    walk(&model, cache, 0, ids, 40, 1, 3); /* more than there are slots: none of the held ones may leave */
+    for (uint32_t e = 0; e < 4; e++)
+        wait_until_resident(cache, 2, e);
+    walk(&model, cache, 2, ids, 4, 1, 4);
+    assert_int_equal(stats_of(cache).hits, 4);
+    expert_cache_free(cache);
+    close_model(&model);
+}
+
+/* A reader so slow that nothing submitted later than the first read lands by itself. */
+static void slow_down(struct model *model)
+{
+    const char *path = model->path;
+    io_reader_free(model->reader);
+    struct io_reader_config config = {
+        .backend = IO_BACKEND_THREADS, .direct = true, .queue_depth = 1, .limit_rate = 1 << 20};
+    assert_int_equal(io_reader_new(&model->reader, &path, 1, &config, NULL), PS_OK);
+}
+
+static void reads_ahead_not_begun_are_taken_back_when_their_layer_passes(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, 4, IO_BACKEND_THREADS);
+    slow_down(&model);
+    struct expert_cache *cache = cache_of(&model, "lru", 16);
+    for (uint32_t e = 0; e < 4; e++)
+        assert_int_equal(expert_cache_prefetch(cache, 1, e), EXPERT_PREFETCH_STARTED);
+    walk(&model, cache, 1, (const uint32_t[]){3, 9}, 2, 1, 2);
+    struct expert_cache_stats stats = stats_of(cache);
+    assert_true(stats.withdrawn >= 2); /* of three; the first may have begun */
+    assert_int_equal(stats.late, 1);
+    assert_int_equal(stats.misses, 1);
+    assert_int_equal(stats.bytes_late, spans_of_shard(&model, 1, 3));
+    assert_false(expert_cache_is_resident(cache, 1, 2));
+    expert_cache_free(cache); /* with reads ahead possibly under way */
+    close_model(&model);
+}
+
+static void preload_fills_empty_slots_only_and_gives_way_to_the_walk(void **state)
+{
+    (void)state;
+    struct model model;
+    open_model(&model, uniform, 4, IO_BACKEND_THREADS);
+    slow_down(&model);
+    struct expert_cache *cache = cache_of(&model, "decay", 8);
+    uint32_t n = 0;
+    while (expert_cache_preload(cache, 3, n, 1.0 / (1 + n)))
+        n++;
+    assert_int_equal(n, 8);
+    walk(&model, cache, 0, (const uint32_t[]){1, 2, 3, 4, 5, 6}, 6, 1, 2);
+    struct expert_cache_stats stats = stats_of(cache);
+    assert_int_equal(stats.misses, 6);
+    assert_true(stats.withdrawn >= 5);
+    walk(&model, cache, 3, (const uint32_t[]){7, 0}, 2, 1, 2); /* the first was preloaded first and kept */
+    assert_int_equal(stats_of(cache).misses, 7);
+    expert_cache_free(cache);
+    close_model(&model);
+}
+
+static void speculation_at_random_hands_out_what_is_in_the_file(enum io_backend backend)
+{
+    struct model model;
+    if (!open_model(&model, mixed, 4, backend)) {
+        close_model(&model);
+        skip();
+    }
+    struct expert_cache_size size;
+    expert_cache_min_size(model.map, cache_policy_at(0), 12, &size);
+    struct expert_cache *cache;
+    assert_int_equal(expert_cache_new(&cache, model.map, model.reader, cache_policy_at(0), 12,
+                                      size.arena_bytes + size.overhead_bytes, NULL),
+                     PS_OK);
+    static const uint32_t layers[] = {0, 1, 3};
+    uint32_t seed = 3;
+    for (uint32_t i = 0; i < 9; i++)
+        expert_cache_preload(cache, layers[i % 3], i, 0.5);
+    for (uint64_t token = 1; token <= 150; token++)
+        for (uint32_t l = 0; l < 3; l++) {
+            uint32_t ids[N_EXPERTS], ahead[N_EXPERTS];
+            random_ids(ahead, 6, &seed);
+            for (uint32_t i = 0; i < 6; i++)
+                expert_cache_prefetch(cache, layers[(l + i % 2) % 3], ahead[i]);
+            random_ids(ids, 8, &seed);
+            ids[7] = next_random(&seed) % 2 ? ahead[0] : ids[7];
+            uint32_t n = 8;
+            for (uint32_t i = 0; i < 7; i++)
+                if (ids[i] == ids[7])
+                    n = 7;
+            walk(&model, cache, layers[l], ids, n, token, 3);
+        }
+    struct expert_cache_stats stats = stats_of(cache);
+    struct io_reader_stats io;
+    io_reader_get_stats(model.reader, &io);
+    assert_true(stats.bytes_useful > 0 && stats.bytes_wasted <= io.bytes_speculative);
+    expert_cache_free(cache);
+    close_model(&model);
+}
+
+static void speculation_at_random_hands_out_what_is_in_the_file_with_uring(void **state)
+{
+    (void)state;
+    speculation_at_random_hands_out_what_is_in_the_file(IO_BACKEND_URING);
+}
+
+static void speculation_at_random_hands_out_what_is_in_the_file_with_threads(void **state)
+{
+    (void)state;
+    speculation_at_random_hands_out_what_is_in_the_file(IO_BACKEND_THREADS);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -717,6 +887,13 @@ int main(void)
         cmocka_unit_test(below_one_token_cycle_lru_never_hits_and_the_default_does),
         cmocka_unit_test(statistics_may_be_read_while_a_walk_is_under_way),
         cmocka_unit_test(waiting_is_counted_only_when_nothing_is_ready),
+        cmocka_unit_test(expert_read_ahead_is_a_hit_and_counts_as_useful),
+        cmocka_unit_test(expert_read_ahead_in_vain_is_wasted_until_it_is_used),
+        cmocka_unit_test(held_slots_leave_room_for_the_current_token),
+        cmocka_unit_test(reads_ahead_not_begun_are_taken_back_when_their_layer_passes),
+        cmocka_unit_test(preload_fills_empty_slots_only_and_gives_way_to_the_walk),
+        cmocka_unit_test(speculation_at_random_hands_out_what_is_in_the_file_with_uring),
+        cmocka_unit_test(speculation_at_random_hands_out_what_is_in_the_file_with_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

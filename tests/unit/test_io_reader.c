@@ -388,8 +388,8 @@ static int64_t watch_share(void *context, const struct io_read *read, int64_t re
 {
     (void)read;
     struct share_watch *watch = context;
-    if (watch->reader->in_flight_speculative > watch->most)
-        watch->most = watch->reader->in_flight_speculative;
+    if (watch->reader->in_flight_ahead > watch->most)
+        watch->most = watch->reader->in_flight_ahead;
     return result;
 }
 
