@@ -5,6 +5,7 @@
 
 #include "runtime/pretokenize.h"
 #include "runtime/vocab.h"
+#include "storage/fnv1a.h"
 
 enum vocab_kind { VOCAB_NONE, VOCAB_SPM, VOCAB_BPE };
 
@@ -72,7 +73,7 @@ bool slot_table_init(struct slot_table *table, uint64_t count);
 uint64_t slot_table_memory(uint64_t count); /* bytes */
 void slot_table_deinit(struct slot_table *table);
 
-/* The end of a hash made with fnv1a_add. */
+/* Folds a hash made with fnv1a_add. */
 static inline uint32_t text_hash_end(uint64_t state)
 {
     return (uint32_t)(state ^ state >> 32);

@@ -1,18 +1,18 @@
 #include "storage/prefetch.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* The least probability starts where others found the first ranks of a stale gate, and follows the waste: wasted bytes
- * are held between these shares of all bytes read. */
+ * are held at a share of all bytes read. */
 static const double THRESHOLD_FIRST = 0.7;
 static const double THRESHOLD_LEAST = 0.3;
 static const double THRESHOLD_MOST = 0.99;
-static const double WASTE_MOST = 0.042;
-static const double WASTE_LITTLE = 0.038;
-static const double THRESHOLD_UP = 0.02; /* per token; down more slowly, so that overshoot is short */
-static const double THRESHOLD_DOWN = 0.005;
-static const double WASTE_MEMORY = 0.97; /* per token: a half-life of 23 */
+static const double WASTE_TARGET = 0.04;
+static const double THRESHOLD_GAIN = 0.5;  /* change per token over what the waste is off its target */
+static const double THRESHOLD_STEP = 0.03; /* most of it */
+static const double WASTE_MEMORY = 0.97;   /* per token: a half-life of 23 */
 
 static const double WIDTH_FIRST = 2.0;
 static const double WIDTH_MOST = 16.0;
@@ -95,10 +95,7 @@ static void adapt_threshold(struct prefetch *p, uint64_t wasted, uint64_t bytes)
     p->recent_wasted = p->recent_wasted * WASTE_MEMORY + (double)wasted;
     p->recent_bytes = p->recent_bytes * WASTE_MEMORY + (double)bytes;
     double share = p->recent_bytes > 0.0 ? p->recent_wasted / p->recent_bytes : 0.0;
-    if (share > WASTE_MOST)
-        p->threshold += THRESHOLD_UP;
-    else if (share < WASTE_LITTLE)
-        p->threshold -= THRESHOLD_DOWN;
+    p->threshold += fmin((share - WASTE_TARGET) * THRESHOLD_GAIN, THRESHOLD_STEP);
     if (p->threshold < THRESHOLD_LEAST)
         p->threshold = THRESHOLD_LEAST;
     if (p->threshold > THRESHOLD_MOST)

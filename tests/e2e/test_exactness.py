@@ -99,6 +99,15 @@ class Exactness(harness.TestCase):
                 with self.subTest(policy=policy, ram=ram):
                     self.assert_same_logits(self.logits(BUNDLED_MODEL, TOKENS, *flags, "--ram", ram), expected)
 
+    def test_same_with_and_without_prefetch_at_any_budget(self):
+        for model in models():
+            expected = self.logits(model, TOKENS, *AMPLE)
+            for ram in budgets(model, smallest_for_logits(model)):
+                for flags in (("--prefetch", "off"), ("--chunk", 1), ("--chunk", 5, "--queue-depth", 1)):
+                    with self.subTest(model=os.path.basename(model), ram=ram, flags=" ".join(map(str, flags))):
+                        logits = self.logits(model, TOKENS, *flags, "--ram", ram, "--io-limit", "2G")
+                        self.assert_same_logits(logits, expected)
+
     def test_prefix_is_not_changed_by_what_follows(self):
         for model in models():
             whole = self.logits(model, TOKENS)
