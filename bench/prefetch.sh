@@ -8,7 +8,8 @@
 # read per token / limit = compute per token, both of a run without prefetch. With --grid: every combination of RAMS
 # (default: the budgets that `inspect` plans for), FACTORS (of that limit; 0: no limit) and DEPTHS (queue depths), then
 # the worst one.
-# Needs jq. THREADS and PENSTOCK choose compute threads and program.
+# Needs jq. THREADS, FLAGS and PENSTOCK: compute threads, more flags for every run, the program. A small model computes so
+# fast that the limit is above what a drive gives: THREADS=1 FLAGS="--cpu scalar" brings it down.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 grid=
@@ -23,6 +24,7 @@ ram=${2:-$(jq '.minimum_budget_bytes + .expert_bytes / 4 | floor' <<<"$shape")}
 tokens=${3:-200}
 repeats=${4:-$((grid ? 3 : 7))}
 threads=${THREADS:-2}
+read -r -a flags <<<"${FLAGS-}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -30,8 +32,8 @@ trap 'rm -rf "$work"' EXIT
 write_tokens() {
     local prompt=(--prompt-tokens 1)
     [ "$(jq .has_tokenizer <<<"$shape")" = false ] || prompt=(-p "Once upon a time")
-    "$penstock" run -m "$model" "${prompt[@]}" -n "$tokens" --ignore-end --seed 1 --threads "$threads" --print tokens \
-        >"$work/tokens" 2>"$work/log" || failed
+    "$penstock" run -m "$model" "${prompt[@]}" -n "$tokens" --ignore-end --seed 1 --threads "$threads" --warm off \
+        --print tokens >"$work/tokens" 2>"$work/log" || failed
 }
 
 failed() {
@@ -41,15 +43,18 @@ failed() {
 
 decode() { # STATS RAM LIMIT DEPTH PREFETCH
     "$penstock" bench decode -m "$model" --tokens "$work/tokens" -n "$tokens" --threads "$threads" --ram "$2" \
-        --io-limit "$3" --queue-depth "$4" --prefetch "$5" --stats "$1" 2>"$work/log" || failed
+        --io-limit "$3" --queue-depth "$4" --prefetch "$5" "${flags[@]}" --stats "$1" 2>"$work/log" || failed
 }
 
 # The limit changes what is computed while reads land, so it is found in a few steps.
 balanced_limit() { # RAM DEPTH
-    local limit=0 next
+    local limit=0 next i
     for _ in 1 2 3 4 5; do
-        decode "$work/probe" "$1" "$limit" "$2" off
-        next=$(jq 'if .compute_s > 0 then .bytes_demand / .compute_s | floor else 0 end' "$work/probe")
+        for i in 1 2 3; do
+            decode "$work/probe.$i" "$1" "$limit" "$2" off || return 1
+        done
+        next=$(jq -s 'sort_by(.compute_s)[1] | if .compute_s > 0 then .bytes_demand / .compute_s | floor else 0 end' \
+            "$work"/probe.*)
         [ "$next" -gt 0 ] || break # everything is in memory
         if awk -v a="$limit" -v b="$next" 'BEGIN { exit !(a > 0.97 * b && a < 1.03 * b) }'; then
             break

@@ -9,6 +9,7 @@
 #include "runtime/plan.h"
 #include "runtime/predictor.h"
 #include "runtime/trunk.h"
+#include "runtime/working_set.h"
 
 void ps_model_params_default(struct ps_model_params *params)
 {
@@ -160,6 +161,44 @@ static enum ps_status choose_kernels(struct ps_model *model, struct ps_error *er
     return PS_OK;
 }
 
+uint64_t ps_model_fingerprint(const struct ps_model *model)
+{
+    return working_set_model_id(model->gguf);
+}
+
+static void preload_working_set(struct ps_model *model)
+{
+    if (!model->params.warm)
+        return;
+    struct working_set set;
+    working_set_read(&set, model->params.warm, ps_model_fingerprint(model), shard_map_n_shards(model->shards),
+                     &model->warm_error);
+    working_set_preload(&set, model->cache, model->shards, model->params.cache_policy);
+    working_set_deinit(&set);
+}
+
+enum ps_status ps_model_working_set_status(const struct ps_model *model, struct ps_error *err)
+{
+    if (model->warm_error.status == PS_OK)
+        return PS_OK;
+    return ps_error_set(err, model->warm_error.status, "%s", model->warm_error.message);
+}
+
+enum ps_status ps_model_save_working_set(struct ps_model *model, struct ps_error *err)
+{
+    if (!model->loaded)
+        return ps_error_set(err, PS_ERR_ARGUMENT, "working set: the model is not loaded");
+    if (!model->params.warm)
+        return PS_OK;
+    struct working_set set;
+    enum ps_status status = working_set_take(&set, ps_model_fingerprint(model), model->cache, model->shards,
+                                             model->params.cache_policy, err);
+    if (status == PS_OK)
+        status = working_set_write(&set, model->params.warm, err);
+    working_set_deinit(&set);
+    return status;
+}
+
 enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_params *params,
                              struct ps_error *err)
 {
@@ -183,6 +222,7 @@ enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_param
         return status;
     prefetch_init(&model->prefetch, model->cache, model->reader);
     io_reader_get_stats(model->reader, &model->loaded_io);
+    preload_working_set(model);
     model->loaded = true;
     return PS_OK;
 }

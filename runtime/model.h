@@ -60,6 +60,7 @@ struct ps_model {
     struct predictor *predictor; /* NULL: no prefetch, and no predictions */
     struct prefetch prefetch;    /* in use where there is a predictor and it is not switched off */
     struct trunk *trunk;
+    struct ps_error warm_error;       /* why params.warm was of no use; PS_OK: it was */
     bool has_session;                 /* the plan holds the KV cache and activations of one */
     struct io_reader_stats loaded_io; /* counters when load() was done */
 };

@@ -116,3 +116,19 @@ void model_fill_info(struct ps_model *model)
     fill_sizes(model, info);
     fill_shards(model, info);
 }
+
+bool ps_model_expert_layer(const struct ps_model *model, uint32_t moe_layer, struct ps_expert_layer *out)
+{
+    for (uint32_t l = 0; l < model->hp.n_layers; l++) {
+        if (!model->layers[l].moe || moe_layer-- > 0)
+            continue;
+        const struct shard_layer *layer = shard_map_layer(model->shards, l);
+        *out = (struct ps_expert_layer){
+            .n_experts = layer->n_experts,
+            .pool = expert_cache_layer_pool(model->shards, l),
+            .bytes = layer->bytes,
+        };
+        return true;
+    }
+    return false;
+}

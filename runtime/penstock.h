@@ -64,7 +64,7 @@ struct ps_model_params {
     enum ps_prefetch prefetch;
     bool predict; /* predict experts even where there is nothing to prefetch: for traces */
     /* File that holds the working set (which experts were kept, and how dear they were): read at load, to fill the
-     * cache in idle bandwidth; written by ps_model_save_working_set. NULL: none. */
+     * cache in idle bandwidth; written by ps_model_save_working_set. Must outlive the model. NULL: none. */
     const char *warm;
     /* Lossy: these change what is computed. 0 and false: exact. */
     uint32_t top_k; /* experts per token instead of the model's own number */
@@ -116,6 +116,7 @@ struct ps_plan {
     uint32_t slots, n_shards;
     uint32_t ctx, chunk;
     uint32_t trunk_layers_resident; /* of n_layers; the others are streamed in order */
+    uint64_t trunk_streamed_bytes;  /* of those, read for each token */
     uint64_t token_cycle_bytes;     /* what one token reads with no cache, by top_k */
     double cycles;                  /* cache in token cycles; below 1 LRU would hit nothing */
 };
@@ -124,6 +125,14 @@ struct ps_plan {
 enum ps_status ps_model_open(struct ps_model **out, const char *path, struct ps_error *err);
 void ps_model_free(struct ps_model *model); /* sessions first; NULL is fine */
 const struct ps_model_info *ps_model_info(const struct ps_model *model);
+/* How the experts of one MoE layer are kept. */
+struct ps_expert_layer {
+    uint32_t n_experts;
+    uint32_t pool;  /* layers with experts of about one size share the slots of a pool; from 0 */
+    uint64_t bytes; /* one expert, as in the file */
+};
+/* moe_layer counts MoE layers from 0. False: no such layer. */
+bool ps_model_expert_layer(const struct ps_model *model, uint32_t moe_layer, struct ps_expert_layer *out);
 /* Divides the budget without allocating; PS_ERR_BUDGET names the smallest that works (also in plan->minimum). */
 enum ps_status ps_model_plan(struct ps_model *model, const struct ps_model_params *params,
                              struct ps_plan *plan, struct ps_error *err);
@@ -133,6 +142,11 @@ enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_param
 /* Writes the working set to params.warm, aside and renamed into place. PS_OK and nothing done without a path.
  * PS_ERR_IO names the file. */
 enum ps_status ps_model_save_working_set(struct ps_model *model, struct ps_error *err);
+/* Why load made no use of params.warm, which is no failure of load: the file is damaged, of another model, or unreadable.
+ * PS_OK when it was used, is not there yet, or none was given. */
+enum ps_status ps_model_working_set_status(const struct ps_model *model, struct ps_error *err);
+/* Tells models apart by what their headers say, wherever the files are: for names of files about a model. */
+uint64_t ps_model_fingerprint(const struct ps_model *model);
 const struct ps_plan *ps_model_loaded_plan(const struct ps_model *model); /* NULL before load */
 
 /* Budget that `auto` stands for on this machine now: within cgroup limits and what is available, bytes. */

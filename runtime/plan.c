@@ -174,6 +174,7 @@ enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_p
     }
     plan->trunk_layers_resident = resident_layers(model, r->ram - fixed - smallest_cache);
     plan->trunk = trunk_memory(model, plan->trunk_layers_resident);
+    plan->trunk_streamed_bytes = trunk_streamed(model, plan->trunk_layers_resident);
     struct expert_cache_size size = {0};
     uint64_t left = r->ram - fixed - plan->trunk;
     plan->predictor = predictor_share(model, r, left, smallest_cache);

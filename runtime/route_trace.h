@@ -5,11 +5,13 @@
  *     # penstock routing trace v1
  *     # model=NAME                           to the end of the line; this and the next are for people
  *     # arch=ARCH top_k=K
- *     # layer=0 experts=32 expert_bytes=104448    one line per MoE layer, from 0 up; bytes may be left out
+ *     # layer=0 experts=32 expert_bytes=104448 pool=0
+ *                                            one line per MoE layer, from 0 up; layers of one pool share the cache's
+ *                                            slots; unknown bytes and pools are left out
  *     token POSITION ID PHASE                in the context, from 0; "-" for an unknown id; prefill or decode
  *     ahead LAYER DISTANCE TOKENS E:P ...    what was predicted for a layer, most likely first: the experts and the
  *                                            probability that this token or one of the TOKENS - 1 after it chooses
- *                                            them; made DISTANCE (1 or 2) MoE layers earlier
+ *                                            them; made when DISTANCE MoE blocks before it were not computed yet
  *     experts LAYER E:W E:W ...              what its router chose, best first, with weights; E alone: not known
  *
  * A token's `experts` lines follow its `token` line in the order of the layers; a layer may be missing. `ahead` lines
@@ -26,6 +28,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "runtime/penstock.h"
 #include "storage/cache_replay.h"
 #include "storage/status.h"
 
@@ -52,6 +55,7 @@ struct route_trace {
     uint32_t n_layers;      /* MoE layers */
     uint32_t *n_experts;    /* [n_layers] */
     uint64_t *expert_bytes; /* [n_layers] of one expert; 0: not known */
+    uint32_t *pool;         /* [n_layers] layers of one pool share slots; 0: not known, or the first */
     bool n_experts_known;   /* false: the highest id of all layers, plus one */
     bool ranked;            /* ids of a visit are best first */
     uint32_t top_k;         /* most experts of a visit */
@@ -79,8 +83,7 @@ enum ps_status route_trace_replay(const struct route_trace *trace, struct replay
 struct route_trace_header {
     const char *model, *arch;
     uint32_t n_layers, top_k;
-    const uint32_t *n_experts;    /* [n_layers] */
-    const uint64_t *expert_bytes; /* [n_layers] */
+    const struct ps_expert_layer *layers; /* [n_layers] */
 };
 
 struct route_trace_writer;
@@ -100,6 +103,7 @@ void route_trace_on_prediction(void *ctx, uint32_t moe_layer, uint32_t distance,
                                uint32_t n_tokens, uint32_t n, const uint32_t *experts,
                                const float *probabilities);
 enum ps_status route_trace_writer_finish(struct route_trace_writer *writer, struct ps_error *err);
-void route_trace_writer_free(struct route_trace_writer *writer); /* unfinished: leaves no file; NULL is fine */
+void route_trace_writer_free(
+    struct route_trace_writer *writer); /* unfinished: leaves no file; NULL is fine */
 
 #endif

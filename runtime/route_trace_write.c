@@ -8,7 +8,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "runtime/penstock.h"
 #include "runtime/route_trace.h"
 
 struct pending_prediction {
@@ -20,17 +19,17 @@ struct pending_prediction {
 };
 
 struct pending_layer {
-    uint32_t k;        /* 0: its router has not chosen */
-    size_t capacity;   /* of the arrays */
-    uint32_t *experts; /* [n_tokens][k] */
-    float *weights;    /* [n_tokens][k] */
-    struct pending_prediction ahead[PS_PREDICTION_DISTANCES]; /* [distance - 1] */
+    uint32_t k;                                               /* 0: its router has not chosen */
+    size_t capacity;                                          /* of the arrays */
+    uint32_t *experts;                                        /* [n_tokens][k] */
+    float *weights;                                           /* [n_tokens][k] */
+    struct pending_prediction ahead[PS_PREDICTION_DISTANCES]; /* [distance] */
 };
 
 struct route_trace_writer {
     char *path;
-    char *temporary; /* name until finish() */
-    FILE *file;      /* NULL after finish() */
+    char *temporary;         /* name until finish() */
+    FILE *file;              /* NULL after finish() */
     struct ps_error failure; /* status PS_OK: none */
     uint32_t n_layers;
     struct pending_layer *layers; /* [n_layers] of the chunk under way */
@@ -55,7 +54,8 @@ static void write_failed(struct route_trace_writer *w)
 
 static enum ps_status first_failure(const struct route_trace_writer *w, struct ps_error *err)
 {
-    return w->failure.status == PS_OK ? PS_OK : ps_error_set(err, w->failure.status, "%s", w->failure.message);
+    return w->failure.status == PS_OK ? PS_OK
+                                      : ps_error_set(err, w->failure.status, "%s", w->failure.message);
 }
 
 /* ---- the file ---- */
@@ -76,10 +76,8 @@ static void put_header(struct route_trace_writer *w, const struct route_trace_he
     put_name(w->file, "arch", header->arch);
     fprintf(w->file, " top_k=%u\n", header->top_k);
     for (uint32_t l = 0; l < header->n_layers; l++) {
-        fprintf(w->file, "# layer=%u experts=%u", l, header->n_experts[l]);
-        if (header->expert_bytes[l] > 0)
-            fprintf(w->file, " expert_bytes=%llu", (unsigned long long)header->expert_bytes[l]);
-        fputc('\n', w->file);
+        fprintf(w->file, "# layer=%u experts=%u expert_bytes=%llu pool=%u\n", l, header->layers[l].n_experts,
+                (unsigned long long)header->layers[l].bytes, header->layers[l].pool);
     }
 }
 
@@ -188,7 +186,7 @@ static void put_token(struct route_trace_writer *w, uint32_t position, uint32_t 
             const struct pending_prediction *ahead = &layer->ahead[d];
             if (ahead->n == 0)
                 continue;
-            fprintf(w->file, "ahead %u %u %u", l, d + 1, ahead->n_tokens);
+            fprintf(w->file, "ahead %u %u %u", l, d, ahead->n_tokens);
             put_pairs(w->file, ahead->experts, ahead->probabilities, ahead->n);
         }
         if (layer->k == 0)
@@ -265,9 +263,9 @@ void route_trace_on_prediction(void *ctx, uint32_t moe_layer, uint32_t distance,
 {
     struct route_trace_writer *w = ctx;
     (void)position;
-    if (moe_layer >= w->n_layers || distance - 1 >= PS_PREDICTION_DISTANCES || w->failure.status != PS_OK)
+    if (moe_layer >= w->n_layers || distance >= PS_PREDICTION_DISTANCES || w->failure.status != PS_OK)
         return;
-    struct pending_prediction *ahead = &w->layers[moe_layer].ahead[distance - 1];
+    struct pending_prediction *ahead = &w->layers[moe_layer].ahead[distance];
     ahead->n = 0;
     if (n > ahead->capacity) {
         ahead->capacity = 0;

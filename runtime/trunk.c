@@ -49,6 +49,14 @@ uint64_t trunk_memory(const struct ps_model *model, uint32_t resident)
     return bytes + N_BUFFERS * largest_layer(model, resident);
 }
 
+uint64_t trunk_streamed(const struct ps_model *model, uint32_t resident)
+{
+    uint64_t bytes = 0;
+    for (uint32_t il = resident; il < model->hp.n_layers; il++)
+        bytes += model->layers[il].group.layout.bytes;
+    return model->hp.n_layers - resident > N_BUFFERS ? bytes : 0;
+}
+
 static void bind_group(const struct tensor_group *group, struct weight *weights, const uint8_t *base)
 {
     for (uint32_t i = 0; i < group->n; i++)

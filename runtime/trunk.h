@@ -12,6 +12,8 @@ struct trunk;
 
 /* Bytes of memory with the first `resident` layers kept, staging buffers included. */
 uint64_t trunk_memory(const struct ps_model *model, uint32_t resident);
+/* Bytes that each pass then reads: of the layers that are not kept, none where the staging buffers hold them all. */
+uint64_t trunk_streamed(const struct ps_model *model, uint32_t resident);
 
 /* Reads the globals and the first `resident` layers; progress as in ps_model_params. The model's reader must exist. */
 enum ps_status trunk_new(struct trunk **out, struct ps_model *model, uint32_t resident, struct ps_error *err);

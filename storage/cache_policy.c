@@ -7,7 +7,8 @@
 #include "storage/cache_policy_internal.h"
 
 static const struct cache_policy *const policies[] = {
-    &cache_policy_decay, /* the default */
+    &cache_policy_context, /* the default */
+    &cache_policy_decay,
     &cache_policy_lru,
 };
 

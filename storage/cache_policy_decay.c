@@ -228,8 +228,7 @@ static void decay_prime(void *state, uint32_t shard, double score)
 
 const struct cache_policy cache_policy_decay = {
     .name = "decay",
-    .summary =
-        "evict the expert chosen least often of late; keeps hitting when the cache is below one token cycle",
+    .summary = "evict the expert chosen least often of late",
     .create = decay_create,
     .destroy = free,
     .memory = decay_memory,

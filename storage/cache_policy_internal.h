@@ -4,6 +4,7 @@
 
 #include "storage/cache_policy.h"
 
+extern const struct cache_policy cache_policy_context;
 extern const struct cache_policy cache_policy_decay;
 extern const struct cache_policy cache_policy_lru;
 

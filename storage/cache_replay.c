@@ -290,18 +290,20 @@ static void sift_down(struct belady *belady, uint32_t shard)
     place(belady, position, shard);
 }
 
-/* The shard was just used and is next used at `due`. Returns whether a resident had to leave for it. */
-static bool belady_access(struct belady *belady, uint32_t shard, uint64_t due)
+static void belady_hit(struct belady *belady, uint32_t shard, uint64_t due)
+{
+    belady->due[shard] = due;
+    sift_up(belady, shard); /* the next use is later than the one just made */
+}
+
+/* Returns whether a resident had to leave for the shard. */
+static bool belady_miss(struct belady *belady, uint32_t shard, uint64_t due)
 {
     struct replay *replay = &belady->replay;
-    belady->due[shard] = due;
-    if (replay->resident[shard]) {
-        sift_up(belady, shard); /* its next use is later than the one just made */
-        return false;
-    }
     bool full = replay->n_resident == replay->n_slots;
     if (due == NEVER || (full && belady->due[belady->heap[0]] <= due))
         return false;
+    belady->due[shard] = due;
     replay->resident[shard] = true;
     if (!full) {
         belady->position[shard] = replay->n_resident++;
@@ -312,6 +314,25 @@ static bool belady_access(struct belady *belady, uint32_t shard, uint64_t due)
     belady->position[shard] = 0;
     sift_down(belady, shard);
     return true;
+}
+
+/* Hits first: a shard that is read may take the place of one that this visit has just used. One that leaves so is
+ * used again later than all that stay, and is not let in again. Returns the evictions. */
+static uint64_t visit_with_belady(struct belady *belady, const struct replay_visit *visit,
+                                  const uint64_t *next_use)
+{
+    uint64_t evictions = 0;
+    for (uint32_t i = 0; i < visit->n; i++) {
+        uint32_t shard = shard_of(&belady->replay, visit, i);
+        if (belady->replay.resident[shard])
+            belady_hit(belady, shard, next_use[i]);
+    }
+    for (uint32_t i = 0; i < visit->n; i++) {
+        uint32_t shard = shard_of(&belady->replay, visit, i);
+        if (!belady->replay.resident[shard])
+            evictions += belady_miss(belady, shard, next_use[i]);
+    }
+    return evictions;
 }
 
 enum ps_status cache_replay_belady(const struct replay_trace *trace, uint32_t n_slots, uint64_t skip,
@@ -327,11 +348,10 @@ enum ps_status cache_replay_belady(const struct replay_trace *trace, uint32_t n_
     for (uint64_t v = 0; v < trace->n_visits; v++) {
         const struct replay_visit *visit = &trace->visits[v];
         count_visit(&belady.replay, v, begin, out);
-        for (uint32_t i = 0; i < visit->n; i++, access++) {
-            bool evicted =
-                belady_access(&belady, shard_of(&belady.replay, visit, i), belady.next_use[access]);
-            out->evictions += evicted && v >= begin;
-        }
+        uint64_t evictions = visit_with_belady(&belady, visit, belady.next_use + access);
+        access += visit->n;
+        if (v >= begin)
+            out->evictions += evictions;
     }
 done:
     belady_deinit(&belady);

@@ -39,6 +39,8 @@ void expert_cache_min_size(const struct shard_map *map, const struct cache_polic
  * its shards. False: even the minimum, which out then holds, does not fit. */
 bool expert_cache_fit(const struct shard_map *map, const struct cache_policy *policy, uint32_t min_slots,
                       uint64_t bytes, struct expert_cache_size *out);
+/* The pool of a layer that has experts; pool 0 has the largest slots. */
+uint32_t expert_cache_layer_pool(const struct shard_map *map, uint32_t layer);
 
 /* bytes: as for expert_cache_fit. map and reader are borrowed and must outlive the cache. A map without shards is
  * fine: the cache is then empty. PS_ERR_BUDGET, PS_ERR_NOMEM. */

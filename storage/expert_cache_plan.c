@@ -37,6 +37,19 @@ uint32_t expert_cache_plan_pool(const struct expert_cache_plan *plan, uint64_t s
     return pool;
 }
 
+static void find_pools(struct expert_cache_plan *plan, const struct shard_map *map)
+{
+    for (uint64_t percent = MERGE_PERCENT; !find_classes(plan, map, percent); percent *= 2)
+        ;
+}
+
+uint32_t expert_cache_layer_pool(const struct shard_map *map, uint32_t layer)
+{
+    struct expert_cache_plan plan = {.n_layers = shard_map_n_layers(map)};
+    find_pools(&plan, map);
+    return expert_cache_plan_pool(&plan, shard_map_layer(map, layer)->slot_bytes);
+}
+
 static void count_shards(struct expert_cache_plan *plan, const struct shard_map *map)
 {
     for (uint32_t l = 0; l < plan->n_layers; l++) {
@@ -107,8 +120,7 @@ bool expert_cache_plan_make(struct expert_cache_plan *plan, const struct shard_m
 {
     *plan = (struct expert_cache_plan){
         .policy = policy, .n_layers = shard_map_n_layers(map), .n_shards = shard_map_n_shards(map)};
-    for (uint64_t percent = MERGE_PERCENT; !find_classes(plan, map, percent); percent *= 2)
-        ;
+    find_pools(plan, map);
     count_shards(plan, map);
     for (uint32_t p = 0; p < plan->n_pools; p++) {
         struct expert_pool_plan *pool = &plan->pools[p];

@@ -23,6 +23,8 @@ int cmd_run(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_eval(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
+int cmd_trace(int argc, char **argv);
+int cmd_simulate(int argc, char **argv);
 int cmd_synth(int argc, char **argv);
 
 /* A command, or a sub-command in a table of its own. */

@@ -5,6 +5,7 @@
 #include "runtime/cli/cli.h"
 #include "runtime/cli/live_view.h"
 #include "runtime/cli/model_flags.h"
+#include "runtime/cli/token_input.h"
 #include "runtime/clock.h"
 
 struct bench_options {
@@ -17,63 +18,10 @@ struct bench_options {
 
 static const struct flag decode_rows[] = {
     {"n", 'n', FLAG_U32, OPTION(n), .help = "tokens to decode", .min = 1, .max = 1 << 30},
-    {"tokens", 0, FLAG_STRING, OPTION(tokens), "greedy|random:SEED|FILE",
-     .help = "what is fed: the model's own choice (random weights\nthen fall into a loop, which flatters "
-             "every cache),\n"
-             "random ids (the fair, hard case), or ids from a file"},
+    {"tokens", 0, FLAG_STRING, OPTION(tokens), "greedy|random:SEED|FILE", .help = TOKEN_SOURCE_HELP},
     {"stats", 0, FLAG_STRING, OPTION(stats), "FILE|-|live", .help = STATS_HELP},
     {0},
 };
-
-/* Where the ids come from: a list, or (ids NULL) the arg max of the last logits. */
-struct token_source {
-    int32_t *ids;
-    size_t n;
-};
-
-static bool random_ids(struct token_source *source, uint64_t seed, uint32_t n, uint32_t n_vocab)
-{
-    source->ids = malloc(n * sizeof(*source->ids));
-    source->n = n;
-    for (uint32_t i = 0; source->ids && i < n; i++) {
-        /* splitmix64 (Steele, Lea, Flood 2014): any seed gives well-mixed ids */
-        uint64_t z = seed += 0x9e3779b97f4a7c15u;
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        source->ids[i] = (int32_t)((z ^ (z >> 31)) % n_vocab);
-    }
-    return source->ids != NULL;
-}
-
-static bool open_source(struct token_source *source, const struct bench_options *o, uint32_t n_vocab,
-                        int *exit_code)
-{
-    *exit_code = CLI_FAILED;
-    if (strcmp(o->tokens, "greedy") == 0)
-        return true;
-    if (strncmp(o->tokens, "random:", 7) == 0) {
-        char *end;
-        uint64_t seed = strtoull(o->tokens + 7, &end, 10);
-        if (end == o->tokens + 7 || *end) {
-            *exit_code =
-                cli_error(CLI_USAGE, "--tokens: \"%s\": a number must follow \"random:\"", o->tokens);
-            return false;
-        }
-        if (!random_ids(source, seed, o->n, n_vocab))
-            cli_error(CLI_FAILED, "--tokens: out of memory");
-        return source->ids != NULL;
-    }
-    size_t length;
-    char *text = read_text_file(o->tokens, &length);
-    bool ok = text && parse_token_list(text, o->tokens, &source->ids, &source->n);
-    free(text);
-    if (ok && source->n < o->n) {
-        *exit_code =
-            cli_error(CLI_USAGE, "--tokens: %s holds %zu ids, -n asks for %u", o->tokens, source->n, o->n);
-        return false;
-    }
-    return ok;
-}
 
 static enum ps_status decode(struct loaded_model *m, const struct token_source *source, uint32_t n,
                              float *logits, struct ps_sampler *greedy, struct live_view *live,
@@ -154,9 +102,11 @@ static int bench_decode(int argc, char **argv)
     if (options.n > model_options.params.ctx)
         exit_code = cli_error(CLI_USAGE, "-n: %u tokens do not fit a context of %u", options.n,
                               model_options.params.ctx);
-    else if (open_source(&source, &options, ps_model_info(m.model)->n_vocab, &exit_code) &&
+    else if (token_source_open(&source, options.tokens, options.n, ps_model_info(m.model)->n_vocab,
+                               &exit_code) &&
              loaded_model_start(&m, m.model, &model_options, &exit_code))
         exit_code = run_decode(&m, &options, &source);
+    loaded_model_save_working_set(&m, exit_code);
     free(source.ids);
     loaded_model_close(&m);
     return exit_code;

@@ -59,7 +59,8 @@ static int report_run(const struct loaded_model *m, const struct eval_options *o
 /* ---- logits ---- */
 
 static const struct flag logits_rows[] = {
-    {"tokens", 0, FLAG_STRING, OPTION(tokens), "IDS", .help = "token ids: \"1,2,3\"", .required = true},
+    {"tokens", 0, FLAG_STRING, OPTION(tokens), "IDS", .help = "token ids: \"1,2,3\""},
+    {"file", 'f', FLAG_STRING, OPTION(file), "FILE", .help = "a text instead; -: standard input"},
     {"output", 'o', FLAG_STRING, OPTION(output), "FILE", .help = "little-endian float32 [n_tokens][n_vocab]",
      .required = true},
     {"experts", 0, FLAG_STRING, OPTION(experts), "FILE",
@@ -71,7 +72,8 @@ static const struct flag logits_rows[] = {
 struct expert_writer {
     int fd;
     uint32_t n_moe;
-    int error; /* errno of the first failed write */
+    uint64_t window; /* tokens before it */
+    int error;       /* errno of the first failed write */
 };
 
 static void write_experts(void *ctx, uint32_t moe_layer, uint32_t position, uint32_t n_tokens, uint32_t k,
@@ -81,7 +83,7 @@ static void write_experts(void *ctx, uint32_t moe_layer, uint32_t position, uint
     (void)weights;
     for (uint32_t t = 0; t < n_tokens; t++) {
         size_t bytes = k * sizeof(*ids);
-        off_t at = (off_t)(((uint64_t)(position + t) * writer->n_moe + moe_layer) * bytes);
+        off_t at = (off_t)(((writer->window + position + t) * writer->n_moe + moe_layer) * bytes);
         errno = 0;
         if (pwrite(writer->fd, ids + (size_t)t * k, bytes, at) != (ssize_t)bytes && !writer->error)
             writer->error = errno ? errno : ENOSPC;
@@ -120,14 +122,18 @@ static int write_logits(struct loaded_model *m, const struct eval_options *o, co
     struct expert_writer experts = {.fd = -1, .n_moe = info->n_moe_layers};
     struct logits_writer writer = {
         .out = fopen(o->output, "we"), .path = o->output, .n_vocab = info->n_vocab};
-    const struct eval_window window = {.tokens = tokens, .n = (uint32_t)n, .end = (uint32_t)n};
+    uint32_t ctx = ps_model_loaded_plan(m->model)->ctx;
     enum ps_status status = PS_OK;
     if (!writer.out)
         status = ps_error_set(&err, PS_ERR_IO, "%s: cannot open for writing: %s", o->output, strerror(errno));
     if (status == PS_OK && o->experts)
         status = open_experts(&experts, m->session, o->experts, &err);
-    if (status == PS_OK)
+    for (size_t i = 0; status == PS_OK && i < n; i += ctx) {
+        uint32_t in_window = n - i < ctx ? (uint32_t)(n - i) : ctx;
+        const struct eval_window window = {.tokens = tokens + i, .n = in_window, .end = in_window};
+        experts.window = i;
         status = eval_window(m, &window, write_row, &writer, &err);
+    }
     if (experts.fd >= 0 && close(experts.fd) < 0 && !experts.error)
         experts.error = errno;
     if (status == PS_OK && experts.error)
@@ -135,6 +141,37 @@ static int write_logits(struct loaded_model *m, const struct eval_options *o, co
     if (writer.out && fclose(writer.out) != 0 && status == PS_OK)
         status = ps_error_set(&err, PS_ERR_IO, "%s: cannot write: %s", o->output, strerror(errno));
     return status == PS_OK ? report_run(m, o, n) : cli_status(&err);
+}
+
+/* The tokens and a context for them: all at once, or a text in windows. */
+static int read_logits_tokens(const struct eval_options *o, struct ps_model *model,
+                              struct ps_model_params *params, int32_t **tokens, size_t *n)
+{
+    struct ps_error err;
+    if ((o->tokens != NULL) + (o->file != NULL) != 1)
+        return cli_error(CLI_USAGE, "eval logits: give one of --tokens IDS and -f FILE");
+    if (o->tokens && !parse_token_list(o->tokens, "--tokens", tokens, n))
+        return CLI_USAGE;
+    if (o->file) {
+        size_t length;
+        char *text = read_text_file(o->file, &length);
+        if (!text)
+            return CLI_FAILED;
+        enum ps_status status = ps_tokenize(model, text, length, true, false, tokens, n, &err);
+        free(text);
+        if (status != PS_OK)
+            return cli_status(&err);
+    }
+    if (*n == 0)
+        return cli_error(CLI_USAGE, "%s: there are no tokens in it", o->file ? o->file : "--tokens");
+    size_t most = o->file ? EVAL_CTX : UINT32_MAX;
+    if (params->ctx == 0)
+        params->ctx = *n < most ? (uint32_t)*n : (uint32_t)most;
+    params->feed = params->ctx;
+    if (o->tokens && *n > params->ctx)
+        return cli_error(CLI_FAILED, "--tokens: %zu tokens do not fit a context of %u: use a larger --ctx",
+                         *n, params->ctx);
+    return CLI_OK;
 }
 
 static int eval_logits(int argc, char **argv)
@@ -147,10 +184,14 @@ static int eval_logits(int argc, char **argv)
         {"Input and output", logits_rows, &options}, {"Model and memory", MODEL_FLAGS, &model_options}, {0}};
     const struct flag_spec spec = {
         .command = "eval logits",
-        .summary = "Writes the logits after each of the given tokens.",
-        .examples = "  penstock eval logits -m model.gguf --tokens \"1,2,3\" -o logits.f32\n"
-                    "  penstock eval logits -m model.gguf --tokens \"1,2,3\" -o logits.f32 --chunk 1 "
-                    "--activations f32",
+        .summary =
+            "Writes the logits after each of the given tokens, or of a text's in windows of --ctx (at most\n"
+            "512) side by side.",
+        .examples =
+            "  penstock eval logits -m model.gguf --tokens \"1,2,3\" -o logits.f32\n"
+            "  penstock eval logits -m model.gguf --tokens \"1,2,3\" -o logits.f32 --chunk 1 "
+            "--activations f32\n"
+            "  penstock eval logits -m model.gguf -f valid.txt -o logits.f32 --ram 8G --drop-below 0.1",
         .groups = groups};
     struct loaded_model m = {.start = clock_seconds()};
     struct ps_error err;
@@ -159,23 +200,12 @@ static int eval_logits(int argc, char **argv)
     int exit_code = CLI_USAGE;
     if (!cli_parse(&spec, argc, argv, &exit_code))
         return exit_code;
-    if (!parse_token_list(options.tokens, "--tokens", &tokens, &n))
-        return CLI_USAGE;
-    if (n == 0)
-        exit_code = cli_error(CLI_USAGE, "--tokens: the list is empty");
-    else if (ps_model_open(&m.model, model_options.path, &err) != PS_OK)
-        exit_code = cli_status(&err);
-    else {
-        struct ps_model_params *params = &model_options.params;
-        if (params->ctx == 0)
-            params->ctx = n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
-        params->feed = params->ctx;
-        if (n > params->ctx)
-            exit_code =
-                cli_error(CLI_FAILED, "--tokens: %zu tokens do not fit a context of %u: use a larger --ctx",
-                          n, params->ctx);
-        else if (loaded_model_start(&m, m.model, &model_options, &exit_code))
-            exit_code = write_logits(&m, &options, tokens, n);
+    if (ps_model_open(&m.model, model_options.path, &err) != PS_OK)
+        return cli_status(&err);
+    exit_code = read_logits_tokens(&options, m.model, &model_options.params, &tokens, &n);
+    if (exit_code == CLI_OK && loaded_model_start(&m, m.model, &model_options, &exit_code)) {
+        exit_code = write_logits(&m, &options, tokens, n);
+        loaded_model_save_working_set(&m, exit_code);
     }
     free(tokens);
     loaded_model_close(&m);
@@ -275,7 +305,7 @@ static int eval_ppl(int argc, char **argv)
         return CLI_FAILED;
     struct ps_model_params *params = &model_options.params;
     if (params->ctx == 0)
-        params->ctx = 512;
+        params->ctx = EVAL_CTX;
     params->feed = params->ctx;
     if (ps_model_open(&m.model, model_options.path, &err) != PS_OK ||
         ps_tokenize(m.model, text, length, true, false, &tokens, &n, &err) != PS_OK)
@@ -286,6 +316,7 @@ static int eval_ppl(int argc, char **argv)
                               options.file, n, params->ctx);
     else if (loaded_model_start(&m, m.model, &model_options, &exit_code))
         exit_code = measure_perplexity(&m, &options, tokens, n);
+    loaded_model_save_working_set(&m, exit_code);
     free(text);
     free(tokens);
     loaded_model_close(&m);

@@ -5,12 +5,13 @@
 #include "runtime/cli/cli.h"
 #include "runtime/cli/live_view.h"
 #include "runtime/cli/model_flags.h"
+#include "runtime/cli/token_input.h"
 #include "runtime/clock.h"
 
 enum print_what { PRINT_TEXT, PRINT_TOKENS };
 
 struct run_options {
-    const char *prompt, *prompt_file, *prompt_tokens;
+    struct prompt_options prompt;
     uint32_t n;
     bool ignore_end;
     int print;
@@ -23,11 +24,6 @@ struct run_options {
 static const struct flag_word print_words[] = {{"text", PRINT_TEXT}, {"tokens", PRINT_TOKENS}, {0}};
 
 static const struct flag run_rows[] = {
-    {"prompt", 'p', FLAG_STRING, OPTION(prompt), "TEXT", .help = "the prompt"},
-    {"file", 'f', FLAG_STRING, OPTION(prompt_file), "FILE",
-     .help = "the prompt from a file; -: standard input"},
-    {"prompt-tokens", 0, FLAG_STRING, OPTION(prompt_tokens), "IDS",
-     .help = "the prompt as token ids: \"1,2,3\""},
     {"n", 'n', FLAG_U32, OPTION(n), .help = "tokens to generate at most"},
     {"ignore-end", 0, FLAG_BOOL, OPTION(ignore_end), .help = "go on after an end-of-text token"},
     {"print", 0, FLAG_CHOICE, OPTION(print), "WHAT", .help = "what goes to stdout:", .words = print_words},
@@ -57,40 +53,6 @@ static const char examples[] =
     "  penstock run -m model.gguf -p \"Once upon a time\" --ram 8G\n"
     "  penstock run -m model-00001-of-00004.gguf -f prompt.txt -n 500 --temp 0 --stats stats.json\n"
     "  penstock run -m model.gguf --prompt-tokens \"1,2,3\" --print tokens --temp 0";
-
-static bool read_prompt(const struct run_options *o, struct ps_model *model, int32_t **tokens, size_t *n,
-                        int *exit_code)
-{
-    *exit_code = CLI_USAGE;
-    if ((o->prompt != NULL) + (o->prompt_file != NULL) + (o->prompt_tokens != NULL) != 1) {
-        cli_error(CLI_USAGE, "run: give one of -p TEXT, -f FILE and --prompt-tokens IDS");
-        return false;
-    }
-    if (o->prompt_tokens)
-        return parse_token_list(o->prompt_tokens, "--prompt-tokens", tokens, n);
-    size_t length = o->prompt ? strlen(o->prompt) : 0;
-    char *text = o->prompt_file ? read_text_file(o->prompt_file, &length) : NULL;
-    *exit_code = CLI_FAILED;
-    if (o->prompt_file && !text)
-        return false;
-    struct ps_error err;
-    enum ps_status status =
-        ps_tokenize(model, o->prompt ? o->prompt : text, length, true, true, tokens, n, &err);
-    free(text);
-    if (status != PS_OK)
-        *exit_code = cli_status(&err);
-    return status == PS_OK;
-}
-
-/* Memory is for what this run needs: the prompt and the tokens asked for, within the model's context. */
-static void fit_context(struct ps_model_params *params, const struct ps_model_info *info, size_t n_prompt,
-                        uint32_t n)
-{
-    uint64_t wanted = (uint64_t)n_prompt + n;
-    if (params->ctx == 0)
-        params->ctx = wanted < info->n_ctx_train ? (uint32_t)wanted : info->n_ctx_train;
-    params->feed = n_prompt < params->ctx ? (uint32_t)n_prompt : params->ctx;
-}
 
 struct generation {
     const struct run_options *options;
@@ -203,27 +165,18 @@ static int run_model(const struct run_options *options, struct model_options *mo
     int exit_code = CLI_OK;
     if (ps_model_open(&m.model, model_options->path, &err) != PS_OK)
         return cli_status(&err);
-    if (!read_prompt(options, m.model, &prompt, &n_prompt, &exit_code))
+    if (!prompt_read(&options->prompt, "run", m.model, &prompt, &n_prompt, &exit_code))
         goto done;
-    if (n_prompt == 0) {
-        exit_code = cli_error(CLI_USAGE, "run: the prompt is empty");
-        goto done;
-    }
     if (options->print == PRINT_TEXT && !ps_model_info(m.model)->has_text) {
         exit_code = cli_error(CLI_USAGE, "%s: has no tokenizer: use --prompt-tokens and --print tokens",
                               model_options->path);
         goto done;
     }
-    fit_context(&model_options->params, ps_model_info(m.model), n_prompt, options->n);
-    if (n_prompt > model_options->params.ctx) {
-        exit_code =
-            cli_error(CLI_FAILED,
-                      "prompt: %zu tokens do not fit a context of %u: use a larger --ctx or a shorter prompt",
-                      n_prompt, model_options->params.ctx);
+    if (!prompt_fit_context(&model_options->params, ps_model_info(m.model), n_prompt, options->n, &exit_code))
         goto done;
-    }
     if (loaded_model_start(&m, m.model, model_options, &exit_code))
         exit_code = run_prompt(&g, prompt, n_prompt);
+    loaded_model_save_working_set(&m, exit_code);
 done:
     ps_sampler_free(g.sampler);
     ps_detokenizer_free(g.text);
@@ -238,8 +191,10 @@ int cmd_run(int argc, char **argv)
     struct model_options model_options;
     struct run_options options = {.n = 128};
     model_options_default(&model_options);
+    model_options.warm = "on";
     ps_sampler_params_default(&options.sampler);
-    const struct flag_group groups[] = {{"Prompt and output", run_rows, &options},
+    const struct flag_group groups[] = {{"Prompt", PROMPT_FLAGS, &options.prompt},
+                                        {"Output", run_rows, &options},
                                         {"Sampling", sampler_rows, &options},
                                         {"Model and memory", MODEL_FLAGS, &model_options},
                                         {0}};

@@ -6,6 +6,9 @@
 
 #include "runtime/cli/model_flags.h"
 
+/* Tokens per window of a text, where --ctx does not say. */
+enum { EVAL_CTX = 512 };
+
 /* Tokens that are computed from an empty context on, and which of their logits are wanted. */
 struct eval_window {
     const int32_t *tokens; /* [n]; n <= the loaded context */

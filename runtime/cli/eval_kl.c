@@ -403,7 +403,6 @@ static enum ps_status check_budget(const char *path, const struct ps_model_param
 
 static int kl_of_models(const struct kl_options *o, struct model_options *model_options)
 {
-    enum { DEFAULT_CTX = 512 };
     struct ps_model_params *params = &model_options->params;
     struct ps_error err;
     struct token_list tokens = {0};
@@ -416,7 +415,7 @@ static int kl_of_models(const struct kl_options *o, struct model_options *model_
     int exit_code = read_tokens(o, &tokens);
     if (exit_code == CLI_OK) {
         if (params->ctx == 0)
-            params->ctx = tokens.n < DEFAULT_CTX ? (uint32_t)tokens.n : DEFAULT_CTX;
+            params->ctx = tokens.n < EVAL_CTX ? (uint32_t)tokens.n : EVAL_CTX;
         params->feed = params->ctx;
         if (check_budget(o->path[0], params, &err) != PS_OK ||
             check_budget(o->path[1], params, &err) != PS_OK)
@@ -480,8 +479,8 @@ int eval_kl(int argc, char **argv)
                    "logits with\n"
                    "each and compare the files.",
         .examples = "  penstock eval kl model-f16.gguf model-q4_0.gguf -f valid.txt\n"
-                    "  penstock eval logits -m model.gguf --tokens \"1,2,3\" -o a.f32\n"
-                    "  penstock eval logits -m model.gguf --tokens \"1,2,3\" -o b.f32 --top-k 2\n"
+                    "  penstock eval logits -m model.gguf -f valid.txt -o a.f32\n"
+                    "  penstock eval logits -m model.gguf -f valid.txt -o b.f32 --top-k 2\n"
                     "  penstock eval kl a.f32 b.f32 -m model.gguf",
         .positionals = positionals,
         .groups = groups};

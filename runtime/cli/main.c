@@ -14,6 +14,8 @@ static const struct cli_command commands[] = {
     {"inspect", "what is in a model file, and the memory plan at several budgets", cmd_inspect},
     {"eval", "perplexity, and divergence between two settings", cmd_eval},
     {"bench", "measure the drive, decoding and prefill", cmd_bench},
+    {"trace", "record which experts every token is sent to", cmd_trace},
+    {"simulate", "replay a recording through cache policies and sizes", cmd_simulate},
     {"synth", "write a model of any shape with random weights", cmd_synth},
     {0},
 };

@@ -55,6 +55,10 @@ const struct flag MODEL_FLAGS[] = {
      .help = "which expert leaves the cache:", .name_at = policy_name_at},
     {"prefetch", 0, FLAG_CHOICE, OPTION(params.prefetch), "WHEN",
      .help = "read predicted experts ahead, while that pays:", .words = prefetch_words},
+    {"warm", 0, FLAG_STRING, OPTION(warm), "on|off|FILE",
+     .help = "the experts in use at the end of a run are noted in a small file,\n"
+             "and read at the next start while the drive is idle; on: a file\n"
+             "in ~/.cache/penstock"},
     {"cpu", 0, FLAG_NAME, OPTION(params.cpu), "LEVEL",
      .help = "instruction set; the best there is, or one of:", .name_at = cpu_name_at},
     {"top-k", 0, FLAG_U32, OPTION(params.top_k), "N",
@@ -74,7 +78,7 @@ const struct flag MODEL_FLAGS[] = {
 
 void model_options_default(struct model_options *options)
 {
-    *options = (struct model_options){0};
+    *options = (struct model_options){.warm = "off"};
     ps_model_params_default(&options->params);
     options->params.kv = PS_KV_F16;
     options->params.cache_policy = ps_cache_policy_at(0, NULL);
@@ -117,19 +121,33 @@ bool loaded_model_start(struct loaded_model *m, struct ps_model *model, const st
     params.planned_ctx = model;
     if (isatty(STDERR_FILENO))
         params.progress = show_progress;
+    if (!warm_file_choose(&m->warm, options->warm, model)) {
+        *exit_code = cli_error(CLI_FAILED, "--warm: out of memory");
+        return false;
+    }
+    params.warm = m->warm.path;
     cli_catch_interrupt();
     if (ps_model_load(model, &params, &err) != PS_OK || ps_session_new(&m->session, model, &err) != PS_OK) {
         *exit_code = cli_status(&err);
         return false;
     }
+    warm_file_report_load(model);
     ps_session_cancel_on(m->session, cli_interrupt_flag());
     return true;
+}
+
+void loaded_model_save_working_set(const struct loaded_model *m, int exit_code)
+{
+    bool usable = exit_code == CLI_OK || exit_code == CLI_INTERRUPTED;
+    if (usable && m->session && ps_session_position(m->session) > 0)
+        warm_file_save(&m->warm, m->model);
 }
 
 void loaded_model_close(struct loaded_model *m)
 {
     ps_session_free(m->session);
     ps_model_free(m->model);
+    warm_file_free(&m->warm);
 }
 
 static double percent(uint64_t part, uint64_t whole)
@@ -157,17 +175,20 @@ static double per_second(uint64_t n, double seconds)
 void print_summary(const struct loaded_model *m, const struct run_times *times)
 {
     struct ps_stats stats;
-    char text[2][SIZE_TEXT_SIZE];
+    char text[3][SIZE_TEXT_SIZE];
+    char warm[SIZE_TEXT_SIZE + 8] = "";
     ps_session_stats(m->session, &stats);
+    if (stats.bytes_warm > 0)
+        snprintf(warm, sizeof(warm), ", %s warm", size_format(stats.bytes_warm, text[2]));
     uint64_t asked = stats.expert_hits + stats.expert_late + stats.expert_misses;
     fprintf(stderr,
             "prompt %" PRIu64 " tokens, %.2f tok/s; generated %" PRIu64
             ", %.2f tok/s; first token %.2f s; experts %.1f%% hit, %s "
-            "read, stalled %.2f s; peak memory %s\n",
+            "read%s, stalled %.2f s; peak memory %s\n",
             times->prompt_tokens, per_second(times->prompt_tokens, times->prefill_s), times->generated_tokens,
             per_second(times->decode_steps, times->decode_s), times->ttft_s,
             asked > 0 ? 100.0 * (double)stats.expert_hits / (double)asked : 100.0,
-            size_format(stats.bytes_demand, text[0]), stats.stall_s,
+            size_format(stats.bytes_demand, text[0]), warm, stats.stall_s,
             size_format(stats.peak_rss_bytes, text[1]));
     print_lossy(m);
 }

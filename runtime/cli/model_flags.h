@@ -3,15 +3,18 @@
 #define PENSTOCK_RUNTIME_CLI_MODEL_FLAGS_H
 
 #include "runtime/cli/flags.h"
+#include "runtime/cli/warm_file.h"
 #include "runtime/penstock.h"
 
 struct model_options {
     const char *path;
+    const char *warm; /* "on", "off", or a file */
     struct ps_model_params params;
 };
 
-extern const struct flag MODEL_FLAGS[];                    /* rows over struct model_options */
-void model_options_default(struct model_options *options); /* KV cache in F16, as others keep it */
+extern const struct flag MODEL_FLAGS[]; /* rows over struct model_options */
+/* KV cache in F16, as others keep it; no working set, so that what is measured starts from an empty cache. */
+void model_options_default(struct model_options *options);
 
 /* A model ready to feed. */
 struct loaded_model {
@@ -19,12 +22,15 @@ struct loaded_model {
     struct ps_session *session;
     double start; /* clock when the command began */
     bool lossy;   /* a flag asks for less than the exact result */
+    struct warm_file warm;
 };
 
 /* Loads an opened model (owned by m from here on): plan to stderr, progress on a terminal, a session that
  * Ctrl-C cancels. False: the message is printed, *exit_code set; m needs closing all the same. */
 bool loaded_model_start(struct loaded_model *m, struct ps_model *model, const struct model_options *options,
                         int *exit_code);
+/* For the next start; nothing is saved of a run that failed, or that fed no token. */
+void loaded_model_save_working_set(const struct loaded_model *m, int exit_code);
 void loaded_model_close(struct loaded_model *m);
 
 /* Timing that only the command knows. */

@@ -79,7 +79,8 @@ class Process:
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.PIPE,
-            env={**os.environ, **(env or {})},
+            # Without a home no working set is kept: a run must not depend on what an earlier one left behind.
+            env={**{k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME")}, **(env or {})},
             # Python ignores SIGPIPE, and children inherit that: give them the usual disposition.
             restore_signals=True,
         )

@@ -357,8 +357,8 @@ class BadUsage(harness.TestCase):
 
     def test_help_is_there_for_every_command(self):
         self.assertIn("usage", self.ok("--help").text.lower())
-        commands = (["run"], ["inspect"], ["eval"], ["eval", "logits"], ["eval", "ppl"], ["bench"], ["bench", "decode"])
-        for command in (*commands, ["synth"]):
+        commands = (["run"], ["inspect"], ["eval"], ["eval", "logits"], ["eval", "ppl"], ["eval", "kl"], ["bench"])
+        for command in (*commands, ["bench", "decode"], ["synth"]):
             with self.subTest(command=command):
                 text = self.ok(*command, "--help").text
                 self.assertIn("penstock " + " ".join(command), text)

@@ -19,7 +19,14 @@ SHORT = ("run", "-m", BUNDLED_MODEL, *PROMPT, "-n", 24)
 SLOW = ("run", "-m", BUNDLED_MODEL, *PROMPT, "-n", 200, "--io-limit", "16M")
 LONG_PROMPT = harness.comma_list((i * 37) % 2000 + 3 for i in range(64))
 FIGURES = ("tokens/s", "hits", "stalled", "GB/s", "wasted", "prefetch", "memory", "experts")
+NOT_INHERITED = ("LC_ALL", "LC_CTYPE", "COLORTERM", "NO_COLOR", "HOME", "XDG_CACHE_HOME")
 COLOURS = {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
+
+
+def streaming(*command):
+    """With the smallest budget; what a sanitizer takes of it differs from start to start."""
+    slack = 4 << 20 if harness.options.sanitizer else 0
+    return (*command, "--ram", harness.smallest_budget(*command) + slack)
 
 
 class Screen:
@@ -119,7 +126,7 @@ class Terminal:
     def __init__(self, args, rows=24, cols=80, env=None, stdout=None):
         self.master, slave = pty.openpty()
         self.resize(rows, cols)
-        inherited = {k: v for k, v in os.environ.items() if k not in ("LC_ALL", "LC_CTYPE", "COLORTERM", "NO_COLOR")}
+        inherited = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
         environment = {**inherited, "TERM": "xterm", "LANG": "C", **(env or {})}
         self.args = [*harness.options.emulator, harness.options.penstock, *map(str, args)]
         self.popen = subprocess.Popen(
@@ -181,7 +188,7 @@ class LiveView(harness.TestCase):
 
     def start_slow(self, rows=24, cols=80, **terminal):
         """200 tokens at some four a second, two of which are made."""
-        t = self.start(harness.streaming(*SLOW), rows, cols, **terminal)
+        t = self.start(streaming(*SLOW), rows, cols, **terminal)
         t.read_until(rb"token [2-9]\d* of 200")
         return t
 
@@ -221,7 +228,7 @@ class LiveView(harness.TestCase):
                 text = re.sub(r"\033\[\?25l.*?\033\[\?25h", "", t.shown, flags=re.S)
                 text = re.sub(r"\033(\[[?0-9;]*[A-Za-z]|[78D])", "", text)
                 self.assertIn(" ".join(plain), " ".join(text.split()))
-                self.assertRegex("".join(screen.text()), "peak memory")
+                self.assertIn("peakmemory", re.sub(r"\s", "", str(screen)))
 
     def test_panel_shows_every_figure_and_the_map(self):
         for env in ({}, COLOURS, {**COLOURS, "NO_COLOR": "1"}, {"LANG": "en_US.utf8"}):
@@ -245,14 +252,14 @@ class LiveView(harness.TestCase):
 
     def test_long_prompt_shows_its_progress(self):
         args = ("run", "-m", BUNDLED_MODEL, "--prompt-tokens", LONG_PROMPT, "-n", 2, "--chunk", 8, "--io-limit", "32M")
-        t = self.start(harness.streaming(*args))
+        t = self.start(streaming(*args))
         self.finish(t)
         seen = {int(n) for n in re.findall(r"prompt (\d+) of 64", t.shown)}
         self.assertGreater(len(seen), 3, seen)
 
     def test_figures_are_drawn_a_few_times_a_second(self):
         started = time.monotonic()
-        t = self.start(harness.streaming("run", "-m", BUNDLED_MODEL, *PROMPT, "-n", 300))
+        t = self.start(streaming("run", "-m", BUNDLED_MODEL, *PROMPT, "-n", 300))
         self.finish(t)
         seconds = time.monotonic() - started
         self.assertLess(t.shown.count("\033[?25l"), 8 * seconds + 2)
@@ -299,7 +306,7 @@ class LiveView(harness.TestCase):
 
     def test_failure_leaves_the_terminal_clean(self):
         path = harness.copy(BUNDLED_MODEL, self.path("model.gguf"))
-        t = self.start(harness.streaming("run", "-m", path, *SLOW[3:]))
+        t = self.start(streaming("run", "-m", path, *SLOW[3:]))
         t.read_until(rb"token [2-9]\d* of 200")
         os.truncate(path, 1000)
         self.assertRegex("".join(self.finish(t, code=1).text()), "penstock: .*model.gguf")
@@ -316,6 +323,8 @@ class LiveView(harness.TestCase):
             self.assertIn("--stats FILE", self.fails(*command, "--stats", "live", code=2))
 
     def test_memory_stays_within_the_budget(self):
+        if harness.is_slow():
+            self.skipTest("sanitizers and emulators take memory of their own")
         args = ("run", "-m", BUNDLED_MODEL, *PROMPT, "-n", 60)
         budget = harness.smallest_budget(*args)
         with open(self.path("text"), "wb") as file:

@@ -328,6 +328,22 @@ class Divergence(harness.TestCase):
             last = found["kl"]
         self.assertEqual(self.kl(exact, lossy, "--vocab", N_VOCAB), found)
 
+    def test_logits_of_a_text_come_in_windows(self):
+        harness.write_bytes(self.path("text.txt"), b"The big dog ran to the old mill. " * 20)
+        a, b = self.models()
+        files = [self.path("a.f32"), self.path("b.f32")]
+        for model, file in zip((a, b), files):
+            flags = ("-o", file, "--ctx", 16, "--experts", self.path("experts.i32"))
+            self.ok("eval", "logits", "-m", model, "-f", self.path("text.txt"), *flags)
+        expected = self.kl(a, b, "-f", self.path("text.txt"), "--ctx", 16)
+        self.assertEqual(self.kl(*files, "--vocab", N_VOCAB), expected)
+        experts = harness.ints(harness.read_bytes(self.path("experts.i32")))
+        self.assertEqual(len(experts), expected["tokens"] * 3 * 3)  # layers, experts per token
+        self.assertTrue(all(0 <= expert < 8 for expert in experts))
+        self.assertGreater(len(set(experts)), 1)
+        for given in ((), ("--tokens", "1", "-f", self.path("text.txt"))):
+            self.fails("eval", "logits", "-m", a, "-o", files[0], *given, code=2)
+
     def models(self):
         paths = []
         for seed in (1, 2):
