@@ -10,7 +10,7 @@
  * dearest. For an eviction a value is divided by the part of the ring to be passed until the layer's turn, since the
  * slot is occupied as long; so a layer just passed gives up its cold misses first.
  *
- * Cost: a visit takes time proportional to HISTORY, to the layer's shards and to their set bits, 3 microseconds for 8
+ * Cost: a visit takes time proportional to HISTORY, to the layer's shards and to their set bits, 3 microseconds for 6
  * of 128 experts; an eviction, to the number of layers, each of which keeps its residents in a heap. */
 #include <math.h>
 #include <stdlib.h>
@@ -61,9 +61,12 @@ struct context {
     bool visiting;    /* its accesses are not yet accounted for */
     double prior_visits;
     double overlap_total;
+    uint32_t n_chosen; /* by the current visit */
+    uint32_t n_visits; /* of the current token */
     /* By t % HISTORY; those of the current token mean nothing. */
     float overlap[HISTORY];       /* of the current visit with the same layer's, in weights of the experts */
     float likeness[HISTORY];      /* 0..1, of the current token */
+    float breadth[HISTORY];       /* experts chosen per visit: many, where a chunk of tokens counts as one */
     float weight[HISTORY];        /* in a value */
     struct context_layer *layers; /* [n_layers] */
     struct context_shard *shards; /* [n_shards] */
@@ -176,7 +179,7 @@ static void context_removed(void *state, uint32_t shard)
 
 /* ---- a visit: its accesses, then the values that follow from them ---- */
 
-static uint32_t slot_of(uint64_t token)
+static uint32_t bit_of(uint64_t token)
 {
     return (uint32_t)(token % HISTORY);
 }
@@ -205,11 +208,12 @@ static void begin_token(struct context *context, uint64_t token)
 {
     context->token = token;
     context->n_tokens++;
+    context->n_visits = 0;
     context->prior_visits *= SLOW;
     float last = context->likeness[HISTORY - 1];
     memmove(context->likeness + 1, context->likeness, (HISTORY - 1) * sizeof(context->likeness[0]));
     context->likeness[0] = last;
-    context->likeness[slot_of(context->n_tokens)] = 0;
+    context->likeness[bit_of(context->n_tokens)] = 0;
 }
 
 /* Forgets what the tokens that now take the place of others chose. */
@@ -218,8 +222,8 @@ static void begin_visit(struct context *context, struct context_layer *layer)
     uint64_t mask[HISTORY_WORDS] = {0};
     uint64_t n = context->n_tokens - layer->visit;
     for (uint64_t i = 0; i < n && i < HISTORY; i++) {
-        uint32_t slot = slot_of(context->n_tokens - i);
-        mask[slot / WORD_BITS] |= UINT64_C(1) << slot % WORD_BITS;
+        uint32_t bit = bit_of(context->n_tokens - i);
+        mask[bit / WORD_BITS] |= UINT64_C(1) << bit % WORD_BITS;
     }
     for (uint32_t i = 0; i < layer->n_shards; i++)
         for (uint32_t word = 0; word < HISTORY_WORDS; word++)
@@ -227,14 +231,22 @@ static void begin_visit(struct context *context, struct context_layer *layer)
     layer->visit = context->n_tokens;
 }
 
-/* From the overlap of this visit with those of the remembered tokens. */
+/* From the overlap of this visit with those of the remembered tokens. One that chose more experts overlaps by
+ * chance as much more. */
 static void renew_likeness(struct context *context)
 {
-    double share = (1 - LIKENESS_KEPT) / context->overlap_total;
+    float chosen = (float)context->n_chosen;
+    float share = (float)((1 - LIKENESS_KEPT) / context->overlap_total) * chosen;
     for (uint32_t i = 0; i < HISTORY; i++)
-        context->likeness[i] = (float)(LIKENESS_KEPT * context->likeness[i] + share * context->overlap[i]);
+        context->likeness[i] = (float)LIKENESS_KEPT * context->likeness[i] +
+                               share * context->overlap[i] / fmaxf(context->breadth[i], chosen);
     memset(context->overlap, 0, sizeof(context->overlap));
     context->overlap_total = 0;
+
+    float *breadth = &context->breadth[bit_of(context->n_tokens)];
+    context->n_visits++;
+    *breadth += (chosen - *breadth) / (float)context->n_visits;
+    context->n_chosen = 0;
 }
 
 /* What having been chosen by each remembered token is worth at the coming visits of the layer just passed. */
@@ -243,22 +255,22 @@ static void renew_weights(struct context *context)
     uint32_t n = n_remembered(context);
     double like[HISTORY], sum = 0, greatest = 0;
     for (uint32_t age = 1; age < n; age++)
-        greatest = fmax(greatest, context->likeness[slot_of(context->n_tokens - age)]);
+        greatest = fmax(greatest, context->likeness[bit_of(context->n_tokens - age)]);
     for (uint32_t age = 1; age < n; age++) {
         like[age] =
-            exp(SHARPNESS * (context->likeness[slot_of(context->n_tokens - age)] - greatest) - AGEING * age);
+            exp(SHARPNESS * (context->likeness[bit_of(context->n_tokens - age)] - greatest) - AGEING * age);
         sum += like[age];
     }
     double slow = SLOW_SHARE / (slow_visits(n) + context->prior_visits), fast = FAST_SHARE * (1 - FAST);
     for (uint32_t age = 0; age < n; age++) {
-        context->weight[slot_of(context->n_tokens - age)] = (float)(slow + fast);
+        context->weight[bit_of(context->n_tokens - age)] = (float)(slow + fast);
         slow *= SLOW;
         fast *= FAST;
     }
     double following = 0;
     for (uint32_t age = n - 1; age > 0; age--) {
         following = FOLLOWING * following + like[age] / sum;
-        context->weight[slot_of(context->n_tokens - age + 1)] += (float)following;
+        context->weight[bit_of(context->n_tokens - age + 1)] += (float)following;
     }
 }
 
@@ -303,11 +315,12 @@ static void context_access(void *state, uint32_t shard, uint64_t token)
     /* The rarer an expert, the more it says of a token that it was chosen. */
     double weight = log((n_remembered(context) + 1.0) / (times_chosen(chosen) + 0.2));
     context->overlap_total += weight;
+    context->n_chosen++;
     for (uint32_t word = 0; word < HISTORY_WORDS; word++)
         for (uint64_t bits = chosen->chosen[word]; bits; bits &= bits - 1)
             context->overlap[word * WORD_BITS + (uint32_t)__builtin_ctzll(bits)] += (float)weight;
-    uint32_t slot = slot_of(context->n_tokens);
-    chosen->chosen[slot / WORD_BITS] |= UINT64_C(1) << slot % WORD_BITS;
+    uint32_t bit = bit_of(context->n_tokens);
+    chosen->chosen[bit / WORD_BITS] |= UINT64_C(1) << bit % WORD_BITS;
 }
 
 /* ---- eviction ---- */

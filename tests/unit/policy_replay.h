@@ -7,7 +7,7 @@
 
 #include "storage/cache_replay.h"
 
-enum { TRACE_MAX_IDS = 16 };
+enum { TRACE_MAX_IDS = 64 };
 
 struct trace_set {
     uint32_t token;

@@ -613,6 +613,50 @@ static struct trace language_trace(uint32_t n_layers, uint32_t n_experts, uint32
     return trace;
 }
 
+/* The first n_tokens as one chunk: at each layer the union of what they choose. */
+static struct trace with_prompt_in_one_chunk(const struct trace *trace, uint32_t n_tokens)
+{
+    uint32_t n_prompt = n_tokens * trace->n_layers;
+    struct trace chunked = *trace;
+    chunked.n_sets = trace->n_layers + trace->n_sets - n_prompt;
+    chunked.sets = calloc(chunked.n_sets, sizeof(*chunked.sets));
+    for (uint32_t l = 0; l < trace->n_layers; l++)
+        chunked.sets[l] = (struct trace_set){.token = n_tokens - 1, .layer = l};
+    for (uint32_t s = 0; s < n_prompt; s++)
+        for (uint32_t i = 0; i < trace->sets[s].n; i++) {
+            struct trace_set *set = &chunked.sets[trace->sets[s].layer];
+            if (!set_has(set, trace->sets[s].ids[i]))
+                set->ids[set->n++] = trace->sets[s].ids[i];
+        }
+    memcpy(chunked.sets + trace->n_layers, trace->sets + n_prompt,
+           (trace->n_sets - n_prompt) * sizeof(*trace->sets));
+    return chunked;
+}
+
+/* A chunk overlaps with every token; it must not be taken for the one that each is like. */
+static void prompt_read_in_one_chunk_costs_few_hits_later(void **state)
+{
+    (void)state;
+    struct trace trace = language_trace(20, 64, 4, 240);
+    struct trace chunked = with_prompt_in_one_chunk(&trace, 40);
+    assert_true(chunked.sets[0].n > 40);
+    struct trace_view view, chunked_view;
+    trace_view_init(&view, &trace);
+    trace_view_init(&chunked_view, &chunked);
+    struct replay_result apart, together;
+    assert_int_equal(cache_replay(&view.trace, cache_policy_at(0), 200, 40, &apart, NULL), PS_OK);
+    assert_int_equal(cache_replay(&chunked_view.trace, cache_policy_at(0), 200, 1, &together, NULL), PS_OK);
+    assert_int_equal(together.accesses, apart.accesses);
+    print_message("hits after the prompt: %.3f, in one chunk %.3f\n",
+                  (double)apart.hits / (double)apart.accesses,
+                  (double)together.hits / (double)together.accesses);
+    assert_true((double)together.hits > 0.95 * (double)apart.hits);
+    trace_view_deinit(&view);
+    trace_view_deinit(&chunked_view);
+    free(trace.sets);
+    free(chunked.sets);
+}
+
 static void default_closes_much_of_the_gap_to_belady_on_drifting_tokens(void **state)
 {
     (void)state;
@@ -641,6 +685,7 @@ int main(void)
         cmocka_unit_test(context_follows_a_change_of_routing),
         cmocka_unit_test(default_closes_much_of_the_gap_to_belady_on_qwen3_routing),
         cmocka_unit_test(default_closes_much_of_the_gap_to_belady_on_olmoe_routing),
+        cmocka_unit_test(prompt_read_in_one_chunk_costs_few_hits_later),
         cmocka_unit_test(default_closes_much_of_the_gap_to_belady_on_drifting_tokens),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
