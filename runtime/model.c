@@ -9,7 +9,6 @@
 #include "runtime/plan.h"
 #include "runtime/predictor.h"
 #include "runtime/trunk.h"
-#include "runtime/working_set.h"
 
 void ps_model_params_default(struct ps_model_params *params)
 {
@@ -104,6 +103,7 @@ void ps_model_free(struct ps_model *model)
     model_unbind_tensors(model);
     shard_map_free(model->shards);
     gguf_free(model->gguf);
+    working_set_deinit(&model->working_set);
     free(model->name);
     free(model);
 }
@@ -166,15 +166,19 @@ uint64_t ps_model_fingerprint(const struct ps_model *model)
     return working_set_model_id(model->gguf);
 }
 
-static void preload_working_set(struct ps_model *model)
+static void read_working_set(struct ps_model *model)
 {
     if (!model->params.warm)
         return;
-    struct working_set set;
-    working_set_read(&set, model->params.warm, ps_model_fingerprint(model), shard_map_n_shards(model->shards),
-                     &model->warm_error);
-    working_set_preload(&set, model->cache, model->shards, model->params.cache_policy);
-    working_set_deinit(&set);
+    working_set_read(&model->working_set, model->params.warm, ps_model_fingerprint(model),
+                     shard_map_n_shards(model->shards), &model->warm_error);
+    working_set_prime(&model->working_set, model->cache, model->shards, model->params.cache_policy);
+}
+
+void model_preload_working_set(struct ps_model *model)
+{
+    working_set_preload(&model->working_set, model->cache, model->shards);
+    working_set_deinit(&model->working_set);
 }
 
 enum ps_status ps_model_working_set_status(const struct ps_model *model, struct ps_error *err)
@@ -222,7 +226,7 @@ enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_param
         return status;
     prefetch_init(&model->prefetch, model->cache, model->reader);
     io_reader_get_stats(model->reader, &model->loaded_io);
-    preload_working_set(model);
+    read_working_set(model);
     model->loaded = true;
     return PS_OK;
 }

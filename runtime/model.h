@@ -10,6 +10,7 @@
 #include "runtime/hparams.h"
 #include "runtime/penstock.h"
 #include "runtime/vocab.h"
+#include "runtime/working_set.h"
 #include "storage/expert_cache.h"
 #include "storage/gguf.h"
 #include "storage/io_reader.h"
@@ -60,6 +61,7 @@ struct ps_model {
     struct predictor *predictor; /* NULL: no prefetch, and no predictions */
     struct prefetch prefetch;    /* in use where there is a predictor and it is not switched off */
     struct trunk *trunk;
+    struct working_set working_set;   /* of an earlier run, until it is being read */
     struct ps_error warm_error;       /* why params.warm was of no use; PS_OK: it was */
     bool has_session;                 /* the plan holds the KV cache and activations of one */
     struct io_reader_stats loaded_io; /* counters when load() was done */
@@ -70,6 +72,10 @@ static inline enum act_type model_act_type(const struct ps_model *model, const s
 {
     return model->params.activations == PS_ACTIVATIONS_F32 ? ACT_F32 : w->format->act;
 }
+
+/* Starts reading the working set of an earlier run, once. When the first token is out: the reads for a prompt leave the drive
+ * no idle time, only gaps that are shorter than a read. */
+void model_preload_working_set(struct ps_model *model);
 
 /* Fills global[], layers[], groups and act_mask; every tensor of the file must be claimed. */
 enum ps_status model_bind_tensors(struct ps_model *model, struct ps_error *err);

@@ -63,8 +63,9 @@ struct ps_model_params {
     const char *cpu;          /* "scalar", "avx2", "avx512"; NULL: the best this machine has */
     enum ps_prefetch prefetch;
     bool predict; /* predict experts even where there is nothing to prefetch: for traces */
-    /* File that holds the working set (which experts were kept, and how dear they were): read at load, to fill the
-     * cache in idle bandwidth; written by ps_model_save_working_set. Must outlive the model. NULL: none. */
+    /* File that holds the working set (which experts were kept, and how dear they were): read at load; slots that are still
+     * empty when the first feed is done are filled with those experts in idle bandwidth. Written by
+     * ps_model_save_working_set. Must outlive the model. NULL: none. */
     const char *warm;
     /* Lossy: these change what is computed. 0 and false: exact. */
     uint32_t top_k; /* experts per token instead of the model's own number */

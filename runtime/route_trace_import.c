@@ -57,9 +57,15 @@ struct csv_reader {
 static enum ps_status read_csv_comment(struct csv_reader *csv)
 {
     struct route_reader *r = csv->r;
-    const char *model = route_find_key(r->line, "model");
+    const char *model = route_find_key(r->line, "model"); /* a path */
+    size_t n = model ? strcspn(model, " ") : 0;
+    const char *slash = model ? memrchr(model, '/', n) : NULL;
+    if (slash) {
+        n -= (size_t)(slash + 1 - model);
+        model = slash + 1;
+    }
     if (model)
-        route_set_model(r, model, strcspn(model, " "));
+        route_set_model(r, model, n);
     if (!route_find_number(r->line, "n_expert", ROUTE_MAX_EXPERTS, &csv->n_experts))
         return route_fail(r, "n_expert is not a number up to %d", ROUTE_MAX_EXPERTS);
     uint64_t layer = UINT64_MAX, bytes = 0;

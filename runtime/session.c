@@ -99,6 +99,8 @@ enum ps_status ps_session_feed(struct ps_session *session, const int32_t *tokens
     enum ps_status status = check_tokens(session, tokens, n_tokens, err);
     double start = clock_seconds();
     size_t done = 0;
+    if (session->kv.n_used > 0)
+        model_preload_working_set(session->model);
     while (status == PS_OK && done < n_tokens) {
         size_t left = n_tokens - done;
         uint32_t n = left < session->model->plan.chunk ? (uint32_t)left : session->model->plan.chunk;

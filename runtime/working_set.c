@@ -144,18 +144,35 @@ enum ps_status working_set_take(struct working_set *set, uint64_t model, struct 
     return PS_OK;
 }
 
-void working_set_preload(const struct working_set *set, struct expert_cache *cache,
-                         const struct shard_map *map, const char *policy)
+/* Where the expert is in its layer. */
+static uint32_t expert_of(const struct shard_map *map, uint32_t shard, uint32_t *layer)
+{
+    *layer = shard_map_shard_layer(map, shard);
+    return shard - shard_map_layer(map, *layer)->first_shard;
+}
+
+void working_set_prime(const struct working_set *set, struct expert_cache *cache, const struct shard_map *map,
+                       const char *policy)
 {
     char own[WORKING_SET_POLICY_SIZE];
     set_policy(own, policy);
-    bool same_policy = memcmp(own, set->policy, sizeof(own)) == 0;
+    if (memcmp(own, set->policy, sizeof(own)) != 0)
+        return;
     for (uint32_t i = 0; i < set->n; i++) {
-        const struct working_set_entry *entry = &set->entries[i];
-        uint32_t layer = shard_map_shard_layer(map, entry->shard);
-        double score = same_policy ? (double)entry->score / WORKING_SET_SCORE_MAX : 0;
+        uint32_t layer;
+        uint32_t expert = expert_of(map, set->entries[i].shard, &layer);
+        expert_cache_prime(cache, layer, expert, (double)set->entries[i].score / WORKING_SET_SCORE_MAX);
+    }
+}
+
+void working_set_preload(const struct working_set *set, struct expert_cache *cache,
+                         const struct shard_map *map)
+{
+    for (uint32_t i = 0; i < set->n; i++) {
+        uint32_t layer;
+        uint32_t expert = expert_of(map, set->entries[i].shard, &layer);
         /* Slots differ in size: where one kind is taken, others may still be empty. */
-        expert_cache_preload(cache, layer, entry->shard - shard_map_layer(map, layer)->first_shard, score);
+        expert_cache_preload(cache, layer, expert);
     }
 }
 

@@ -40,10 +40,12 @@ uint64_t working_set_model_id(const struct gguf *gguf);
  * PS_ERR_NOMEM. */
 enum ps_status working_set_take(struct working_set *set, uint64_t model, struct expert_cache *cache,
                                 const struct shard_map *map, const char *policy, struct ps_error *err);
-/* Starts reading the experts into empty slots, best first, at the lowest priority. Scores count only under the policy
- * that gave them. set must fit map. */
+/* Gives the experts their scores, if they are of the cache's own policy. set must fit map; the cache was not used yet. */
+void working_set_prime(const struct working_set *set, struct expert_cache *cache, const struct shard_map *map,
+                       const char *policy);
+/* Starts reading the experts into empty slots, best first, at the lowest priority. */
 void working_set_preload(const struct working_set *set, struct expert_cache *cache,
-                         const struct shard_map *map, const char *policy);
+                         const struct shard_map *map);
 
 /* No such file: PS_OK and an empty set. PS_ERR_IO; PS_ERR_FORMAT: not a working set, damaged, or of another model;
  * PS_ERR_UNSUPPORTED: another version; PS_ERR_NOMEM. The set is empty on failure. */

@@ -92,9 +92,11 @@ enum expert_prefetch {
 /* Starts a speculative read. It is taken back, as far as it was not issued, when the next set of its layer begins and
  * does not hold the expert. A failed one leaves no trace: the demand read that may follow reports. */
 enum expert_prefetch expert_cache_prefetch(struct expert_cache *cache, uint32_t layer, uint32_t expert);
-/* Reads an expert into an empty slot at the lowest priority, with the score it had in an earlier run; never evicts, and
- * gives its slot up to any other read while it waits. False: no slot is empty. */
-bool expert_cache_preload(struct expert_cache *cache, uint32_t layer, uint32_t expert, double score);
+/* The score that an expert had in an earlier run. Before the first set. */
+void expert_cache_prime(struct expert_cache *cache, uint32_t layer, uint32_t expert, double score);
+/* Reads an expert into an empty slot at the lowest priority; never evicts, and gives its slot up to any other read while it
+ * waits. False: no slot is empty. */
+bool expert_cache_preload(struct expert_cache *cache, uint32_t layer, uint32_t expert);
 bool expert_cache_is_resident(struct expert_cache *cache, uint32_t layer,
                               uint32_t expert); /* in memory now */
 double expert_cache_score(const struct expert_cache *cache, uint32_t layer, uint32_t expert);

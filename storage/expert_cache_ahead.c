@@ -201,7 +201,14 @@ enum expert_prefetch expert_cache_prefetch(struct expert_cache *cache, uint32_t 
     return EXPERT_PREFETCH_STARTED;
 }
 
-bool expert_cache_preload(struct expert_cache *cache, uint32_t layer, uint32_t expert, double score)
+void expert_cache_prime(struct expert_cache *cache, uint32_t layer, uint32_t expert, double score)
+{
+    const struct expert_cache_layer *place = &cache->layers[layer];
+    struct expert_pool *pool = &cache->pools[place->pool];
+    cache->plan.policy->prime(pool->policy_state, place->first_shard + expert - pool->first_shard, score);
+}
+
+bool expert_cache_preload(struct expert_cache *cache, uint32_t layer, uint32_t expert)
 {
     const struct expert_cache_layer *place = &cache->layers[layer];
     struct expert_pool *pool = &cache->pools[place->pool];
@@ -213,7 +220,6 @@ bool expert_cache_preload(struct expert_cache *cache, uint32_t layer, uint32_t e
         return false;
     struct expert_slot *slot = &cache->slots[pool->free_slot];
     pool->free_slot = slot->next_free;
-    cache->plan.policy->prime(pool->policy_state, place->first_shard + expert - pool->first_shard, score);
     cache->warm[cache->n_warm++] = expert_cache_slot_index(cache, slot);
     expert_cache_start_read(cache, slot, layer, expert, IO_BACKGROUND);
     return true;

@@ -627,7 +627,7 @@ static void preload_fills_empty_slots_only_and_gives_way_to_the_walk(void **stat
     slow_down(&model);
     struct expert_cache *cache = cache_of(&model, "decay", 8);
     uint32_t n = 0;
-    while (expert_cache_preload(cache, 3, n, 1.0 / (1 + n)))
+    while (expert_cache_preload(cache, 3, n))
         n++;
     assert_int_equal(n, 8);
     walk(&model, cache, 0, (const uint32_t[]){1, 2, 3, 4, 5, 6}, 6, 1, 2);
@@ -656,7 +656,7 @@ static void speculation_at_random_hands_out_what_is_in_the_file(enum io_backend 
     static const uint32_t layers[] = {0, 1, 3};
     uint32_t seed = 3;
     for (uint32_t i = 0; i < 9; i++)
-        expert_cache_preload(cache, layers[i % 3], i, 0.5);
+        expert_cache_preload(cache, layers[i % 3], i);
     for (uint64_t token = 1; token <= 150; token++)
         for (uint32_t l = 0; l < 3; l++) {
             uint32_t ids[N_EXPERTS], ahead[N_EXPERTS];

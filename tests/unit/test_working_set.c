@@ -407,6 +407,12 @@ static void use_cache(struct model *model, struct expert_cache *cache, uint32_t 
         }
 }
 
+static void preload(struct model *model, struct expert_cache *cache, const struct working_set *set)
+{
+    working_set_prime(set, cache, model->map, "decay");
+    working_set_preload(set, cache, model->map);
+}
+
 static bool set_holds(const struct working_set *set, uint32_t shard)
 {
     for (uint32_t i = 0; i < set->n; i++)
@@ -472,7 +478,7 @@ static void next_cache_holds_the_set_with_its_scores(void **state)
     expert_cache_free(cache);
 
     cache = cache_of(&model, "decay", 30);
-    working_set_preload(&set, cache, model.map, "decay");
+    preload(&model, cache, &set);
     wait_until_resident(&model, cache, 4, 30);
     for (uint32_t i = 0; i < set.n; i++) {
         double score =
@@ -504,7 +510,7 @@ static void smaller_cache_takes_the_best_and_a_larger_one_all(void **state)
     expert_cache_free(cache);
     for (uint32_t slots = 10; slots <= 50; slots += 20) {
         cache = cache_of(&model, "decay", slots);
-        working_set_preload(&set, cache, model.map, "decay");
+        preload(&model, cache, &set);
         uint32_t n = slots < set.n ? slots : set.n;
         wait_until_resident(&model, cache, 4, n);
         for (uint32_t i = 0; i < n; i++)
@@ -532,7 +538,7 @@ static void slots_of_every_size_are_filled(void **state)
     for (uint32_t shard = 0; shard < 3 * N_EXPERTS; shard++)
         entries[all.n++] = (struct working_set_entry){.shard = shard, .score = 100};
     assert_int_equal(expert_cache_new(&cache, model.map, model.reader, policy, 20, bytes, NULL), PS_OK);
-    working_set_preload(&all, cache, model.map, "decay");
+    preload(&model, cache, &all);
     wait_until_resident(&model, cache, 4, 40);
     expert_cache_free(cache);
     close_model(&model);
@@ -549,7 +555,7 @@ static void scores_of_another_policy_do_not_count(void **state)
         struct working_set given = set;
         memcpy(given.policy, same ? "decay" : "other", 5);
         struct expert_cache *cache = cache_of(&model, "decay", 30);
-        working_set_preload(&given, cache, model.map, "decay");
+        preload(&model, cache, &given);
         wait_until_resident(&model, cache, 4, 1);
         assert_true(expert_cache_is_resident(cache, 1, 2));
         assert_int_equal(expert_cache_score(cache, 1, 2) > 0, same);
@@ -574,7 +580,7 @@ static void set_whose_reads_are_not_done_is_taken_whole(void **state)
     set = (struct working_set){MODEL, "decay", 30, entries};
     for (uint32_t i = 0; i < 30; i++)
         entries[i] = (struct working_set_entry){.shard = 17 * i, .score = (uint16_t)(40000 - i)};
-    working_set_preload(&set, cache, model.map, "decay");
+    preload(&model, cache, &set);
     assert_int_equal(working_set_take(&again, MODEL, cache, model.map, "decay", NULL), PS_OK);
     assert_true(n_resident(&model, cache, 4) < 30);
     assert_int_equal(again.n, 30);
