@@ -189,7 +189,7 @@ class ReplayIsLive(Case):
         for policy in harness.cache_policies():
             smallest = harness.smallest_budget(*command, "--cache-policy", policy, "--prefetch", "off")
             rates = []
-            for ram in (3 * smallest // 2, 2 * smallest, 4 * smallest):
+            for ram in (smallest + (3 << 19), smallest + (3 << 20), smallest + (8 << 20)):
                 with self.subTest(policy=policy, ram=ram):
                     stats = self.live(*command, "--cache-policy", policy, "--ram", ram)
                     rates.append(self.check(trace, policy, stats)["hit_rate"])
@@ -198,7 +198,7 @@ class ReplayIsLive(Case):
     def test_run(self):
         trace = self.record("--prompt-tokens", "433", "-n", 63)
         command = ("run", "-m", BUNDLED_MODEL, "--prompt-tokens", "433", "-n", 64, "--temp", 0, "--warm", "off")
-        ram = 2 * harness.smallest_budget(*command, "--prefetch", "off")
+        ram = harness.smallest_budget(*command, "--prefetch", "off") + (4 << 20)
         self.check(trace, "lru", self.live(*command, "--cache-policy", "lru", "--ram", ram))
 
 
@@ -244,9 +244,10 @@ class Simulating(Case):
 
     def test_whole_budgets_are_divided_as_the_plan_divides_them(self):
         trace = self.record("--tokens", "random:1", "-n", 20)
-        plan = json.loads(self.ok("inspect", BUNDLED_MODEL, "--json", "--ram", "12M", "--ctx", 64).text)["plans"][0]
-        outcome = self.outcome(trace, "decay", "-m", BUNDLED_MODEL, "--ram", "12M", "--ctx", 64)
-        self.assertEqual(outcome["ram_bytes"], 12 << 20)
+        ram = harness.smallest_budget("inspect", BUNDLED_MODEL, "--ctx", 64) + (4 << 20)
+        plan = json.loads(self.ok("inspect", BUNDLED_MODEL, "--json", "--ram", ram, "--ctx", 64).text)["plans"][0]
+        outcome = self.outcome(trace, "decay", "-m", BUNDLED_MODEL, "--ram", ram, "--ctx", 64)
+        self.assertEqual(outcome["ram_bytes"], ram)
         self.assertGreater(outcome["slots"], 0)
         self.assertLess(abs(outcome["slots"] - plan["slots"]), 3)
         line = self.fails("simulate", trace, "-m", BUNDLED_MODEL, "--ram", "64K")
