@@ -90,6 +90,7 @@ struct simulation {
     uint32_t n_budgets;
     const struct cache_policy *policies[MAX_POLICIES + 1]; /* the last one is Belady */
     uint32_t n_policies;
+    uint32_t *planned; /* [n_budgets][n_policies] slots by the model's plan; NULL without a model */
     struct outcome *outcomes;
     uint32_t n_outcomes;
 };
@@ -180,6 +181,39 @@ static int parse_policies(struct simulation *s)
     return CLI_OK;
 }
 
+/* ---- whole budgets ---- */
+
+/* Slots of each budget that is a size, under each policy. Before the recording is read: a plan counts the memory that its
+ * process has. */
+static int plan_slots(struct simulation *s)
+{
+    struct ps_error err;
+    struct ps_model_params params;
+    struct ps_plan plan;
+    if (!s->options->model)
+        return CLI_OK;
+    s->planned = calloc((size_t)s->n_budgets * s->n_policies, sizeof(*s->planned));
+    if (!s->planned)
+        return cli_error(CLI_FAILED, "simulate: out of memory");
+    if (ps_model_open(&s->model, s->options->model, &err) != PS_OK)
+        return cli_status(&err);
+    ps_model_params_default(&params);
+    params.kv = PS_KV_F16; /* as a run has it */
+    params.ctx = s->options->ctx;
+    params.threads = s->options->threads;
+    for (uint32_t i = 0; i < s->n_budgets * s->n_policies; i++) {
+        const struct cache_policy *policy = s->policies[i % s->n_policies];
+        params.ram = s->budgets[i / s->n_policies].bytes;
+        params.cache_policy = policy ? policy->name : NULL;
+        if (params.ram == 0)
+            continue;
+        if (ps_model_plan(s->model, &params, &plan, &err) != PS_OK)
+            return cli_status(&err);
+        s->planned[i] = plan.slots;
+    }
+    return CLI_OK;
+}
+
 /* ---- the recording ---- */
 
 /* Numbers of experts as the flag or the model has them. */
@@ -195,13 +229,9 @@ static int set_experts(struct simulation *s, uint32_t n, const char *source)
     return CLI_OK;
 }
 
-static int open_model(struct simulation *s)
+/* The recording is of the model: what the file does not say, the model does. */
+static int match_model(struct simulation *s)
 {
-    struct ps_error err;
-    if (!s->options->model)
-        return CLI_OK;
-    if (ps_model_open(&s->model, s->options->model, &err) != PS_OK)
-        return cli_status(&err);
     const struct ps_model_info *info = ps_model_info(s->model);
     if (info->n_moe_layers != s->trace->n_layers)
         return cli_error(CLI_USAGE, "%s: is of %u MoE layers, %s has %u: give the model that was recorded",
@@ -250,8 +280,8 @@ static int open_trace(struct simulation *s)
         return cli_error(CLI_USAGE, "--skip: %u leaves none of the %" PRIu64 " tokens of %s", o->skip,
                          s->trace->n_tokens, o->trace);
     int exit_code = o->experts > 0 ? set_experts(s, o->experts, "--experts") : CLI_OK;
-    if (exit_code == CLI_OK)
-        exit_code = open_model(s);
+    if (exit_code == CLI_OK && s->model)
+        exit_code = match_model(s);
     if (exit_code != CLI_OK)
         return exit_code;
     if (route_replay_new(&s->replay, s->trace, &err) != PS_OK)
@@ -264,33 +294,14 @@ static int open_trace(struct simulation *s)
 
 /* ---- the replay ---- */
 
-static enum ps_status plan_slots(const struct simulation *s, const struct budget *budget,
-                                 const struct cache_policy *policy, uint32_t *slots, struct ps_error *err)
-{
-    struct ps_model_params params;
-    struct ps_plan plan;
-    ps_model_params_default(&params);
-    params.kv = PS_KV_F16; /* as a run has it */
-    params.ram = budget->bytes;
-    params.ctx = s->options->ctx;
-    params.threads = s->options->threads;
-    params.cache_policy = policy ? policy->name : NULL;
-    enum ps_status status = ps_model_plan(s->model, &params, &plan, err);
-    *slots = status == PS_OK ? plan.slots : 0;
-    return status;
-}
-
-static enum ps_status count_slots(const struct simulation *s, const struct budget *budget,
-                                  const struct cache_policy *policy, struct outcome *out,
+static enum ps_status count_slots(const struct simulation *s, uint32_t b, uint32_t p, struct outcome *out,
                                   struct ps_error *err)
 {
+    const struct budget *budget = &s->budgets[b];
     double slots = floor(budget->share * s->n_shards + 1e-6);
     out->ram = budget->bytes;
-    if (budget->bytes > 0 && s->model) {
-        enum ps_status status = plan_slots(s, budget, policy, &out->slots, err);
-        if (status != PS_OK)
-            return status;
-        slots = out->slots;
+    if (budget->bytes > 0 && s->planned) {
+        slots = s->planned[b * s->n_policies + p];
     } else if (budget->bytes > 0) {
         if (s->expert_bytes <= 0.0)
             return ps_error_set(
@@ -349,7 +360,7 @@ static enum ps_status simulate(struct simulation *s, struct ps_error *err)
         for (uint32_t p = 0; p < s->n_policies; p++) {
             struct outcome *out = &s->outcomes[s->n_outcomes];
             out->policy = s->policies[p];
-            enum ps_status status = count_slots(s, &s->budgets[b], out->policy, out, err);
+            enum ps_status status = count_slots(s, b, p, out, err);
             if (status == PS_OK && out->slots < s->least_slots)
                 continue;
             if (status == PS_OK)
@@ -516,6 +527,8 @@ static int run_simulation(struct simulation *s)
     if (exit_code == CLI_OK)
         exit_code = parse_policies(s);
     if (exit_code == CLI_OK)
+        exit_code = plan_slots(s);
+    if (exit_code == CLI_OK)
         exit_code = open_trace(s);
     if (exit_code != CLI_OK)
         return exit_code;
@@ -566,6 +579,7 @@ int cmd_simulate(int argc, char **argv)
     struct simulation s = {.options = &options};
     exit_code = run_simulation(&s);
     free(s.outcomes);
+    free(s.planned);
     route_replay_free(s.replay);
     route_trace_free(s.trace);
     ps_model_free(s.model);

@@ -176,6 +176,7 @@ static int trace_model(const struct trace_options *options, struct model_options
         exit_code = cli_status(&err);
     else if (loaded_model_start(&m, m.model, model_options, &exit_code))
         exit_code = run_recording(&r);
+    loaded_model_save_working_set(&m, exit_code);
 done:
     route_trace_writer_free(r.writer);
     ps_sampler_free(r.greedy);

@@ -127,6 +127,7 @@ class Place(WarmCase):
             self.assert_silent(self.ok(*GENERATE, env=env))
             (path,) = self.sets(home)
             self.assertEqual(os.path.dirname(path), os.path.join(home, ".cache", "penstock"))
+            os.remove(path)
         self.assertEqual(stat.S_IMODE(os.stat(os.path.join(home, ".cache")).st_mode), 0o700)
         self.stats(*GENERATE, env={"HOME": home, "XDG_CACHE_HOME": os.path.join(self.cache, "made")})
         self.assertTrue(self.the_set().startswith(os.path.join(self.cache, "made", "penstock")))
