@@ -21,6 +21,7 @@ enum cli_exit {
 /* Commands: argv[0] is the command's name; the result is the exit code. */
 int cmd_run(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
+int cmd_plan(int argc, char **argv);
 int cmd_eval(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_trace(int argc, char **argv);

@@ -12,6 +12,7 @@ static const char about[] =
 static const struct cli_command commands[] = {
     {"run", "generate text from one prompt", cmd_run},
     {"inspect", "what is in a model file, and the memory plan at several budgets", cmd_inspect},
+    {"plan", "predicted tokens per second against RAM, on this machine", cmd_plan},
     {"eval", "perplexity, and divergence between two settings", cmd_eval},
     {"bench", "measure the drive, decoding and prefill", cmd_bench},
     {"trace", "record which experts every token is sent to", cmd_trace},
