@@ -14,26 +14,26 @@ struct pool {
 struct route_replay {
     uint32_t n_shards;
     uint64_t n_tokens;
-    uint32_t *ids; /* of all visits, ascending in each */
+    uint32_t *ids; /* of all visits, ascending in each; NULL: another's */
     uint32_t n_pools;
     struct pool *pools; /* by number, as the expert cache has them */
 };
 
-static bool add_visits(struct pool *pool, const struct route_trace *trace, const uint32_t *ids)
+static bool add_visits(struct pool *pool, const struct replay_trace *trace, const uint32_t *pool_of)
 {
     pool->n_experts = calloc((size_t)trace->n_layers + 1, sizeof(*pool->n_experts));
     pool->visits = malloc((trace->n_visits + 1) * sizeof(*pool->visits));
     if (!pool->n_experts || !pool->visits)
         return false;
     for (uint32_t l = 0; l < trace->n_layers; l++) {
-        if (trace->pool[l] != pool->number)
+        if (pool_of[l] != pool->number)
             continue;
         pool->n_experts[l] = trace->n_experts[l];
         pool->n_shards += trace->n_experts[l];
     }
     uint64_t n = 0;
     for (uint64_t v = 0; v < trace->n_visits; v++) {
-        if (trace->pool[trace->visits[v].layer] != pool->number)
+        if (pool_of[trace->visits[v].layer] != pool->number)
             continue;
         pool->visits[n++] = trace->visits[v];
         if (trace->visits[v].n > pool->least)
@@ -43,7 +43,7 @@ static bool add_visits(struct pool *pool, const struct route_trace *trace, const
                                         .n_experts = pool->n_experts,
                                         .n_visits = n,
                                         .visits = pool->visits,
-                                        .ids = ids};
+                                        .ids = trace->ids};
     return true;
 }
 
@@ -55,46 +55,53 @@ static int by_number(const void *a, const void *b)
 }
 
 /* One pool for each number that some layer has. */
-static void find_pools(struct route_replay *replay, const struct route_trace *trace)
+static void find_pools(struct route_replay *replay, uint32_t n_layers, const uint32_t *pool_of)
 {
-    for (uint32_t l = 0; l < trace->n_layers; l++) {
+    for (uint32_t l = 0; l < n_layers; l++) {
         uint32_t p = 0;
-        while (p < replay->n_pools && replay->pools[p].number != trace->pool[l])
+        while (p < replay->n_pools && replay->pools[p].number != pool_of[l])
             p++;
         if (p == replay->n_pools)
-            replay->pools[replay->n_pools++].number = trace->pool[l];
+            replay->pools[replay->n_pools++].number = pool_of[l];
     }
     qsort(replay->pools, replay->n_pools, sizeof(*replay->pools), by_number);
+}
+
+enum ps_status route_replay_of_visits(struct route_replay **out, const struct replay_trace *trace,
+                                      const uint32_t *pool_of, uint64_t n_tokens, struct ps_error *err)
+{
+    struct route_replay *replay = calloc(1, sizeof(*replay));
+    bool ok = replay && (replay->pools = calloc((size_t)trace->n_layers + 1, sizeof(*replay->pools)));
+    if (ok) {
+        replay->n_tokens = n_tokens;
+        find_pools(replay, trace->n_layers, pool_of);
+    }
+    for (uint32_t p = 0; ok && p < replay->n_pools; p++) {
+        ok = add_visits(&replay->pools[p], trace, pool_of);
+        replay->n_shards += replay->pools[p].n_shards;
+    }
+    *out = replay;
+    if (ok)
+        return PS_OK;
+    route_replay_free(replay);
+    *out = NULL;
+    return ps_error_set(err, PS_ERR_NOMEM, "replay: out of memory for %llu visits",
+                        (unsigned long long)trace->n_visits);
 }
 
 enum ps_status route_replay_new(struct route_replay **out, const struct route_trace *trace,
                                 struct ps_error *err)
 {
     struct replay_trace whole;
+    uint32_t *ids;
     *out = NULL;
-    struct route_replay *replay = calloc(1, sizeof(*replay));
-    if (!replay)
-        return ps_error_set(err, PS_ERR_NOMEM, "replay: out of memory");
-    replay->n_tokens = trace->n_tokens;
-    enum ps_status status = route_trace_replay(trace, &whole, &replay->ids, err);
-    if (status != PS_OK)
-        goto failed;
-    replay->pools = calloc((size_t)trace->n_layers + 1, sizeof(*replay->pools));
-    bool ok = replay->pools != NULL;
-    if (ok)
-        find_pools(replay, trace);
-    for (uint32_t p = 0; ok && p < replay->n_pools; p++) {
-        ok = add_visits(&replay->pools[p], trace, replay->ids);
-        replay->n_shards += replay->pools[p].n_shards;
-    }
-    if (ok) {
-        *out = replay;
-        return PS_OK;
-    }
-    status = ps_error_set(err, PS_ERR_NOMEM, "replay: out of memory for %llu visits",
-                          (unsigned long long)trace->n_visits);
-failed:
-    route_replay_free(replay);
+    enum ps_status status = route_trace_replay(trace, &whole, &ids, err);
+    if (status == PS_OK)
+        status = route_replay_of_visits(out, &whole, trace->pool, trace->n_tokens, err);
+    if (status == PS_OK)
+        (*out)->ids = ids;
+    else
+        free(ids);
     return status;
 }
 

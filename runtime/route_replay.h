@@ -9,6 +9,9 @@ struct route_replay;
 /* trace is borrowed. PS_ERR_NOMEM. */
 enum ps_status route_replay_new(struct route_replay **out, const struct route_trace *trace,
                                 struct ps_error *err);
+/* Of visits as a cache sees them, n_tokens tokens from 0 up; pool[n_layers]. ids are borrowed, nothing else. PS_ERR_NOMEM. */
+enum ps_status route_replay_of_visits(struct route_replay **out, const struct replay_trace *trace,
+                                      const uint32_t *pool, uint64_t n_tokens, struct ps_error *err);
 void route_replay_free(struct route_replay *replay); /* NULL is fine */
 
 uint32_t route_replay_n_shards(const struct route_replay *replay); /* experts over all layers */

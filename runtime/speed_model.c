@@ -63,6 +63,38 @@ struct speed_parts speed_with_drive(const struct speed_parts *parts, double driv
     return other;
 }
 
+/* Where x lies from a (0) to b (1). */
+static double position(double a, double b, double x)
+{
+    return a == b ? 0 : fmin(fmax((x - a) / (b - a), 0), 1);
+}
+
+static double between(double a, double b, double share)
+{
+    return a + share * (b - a);
+}
+
+struct speed_estimate speed_between(const struct speed_fit *fits, uint32_t n, const struct speed_load *load)
+{
+    struct speed_estimate a = speed_predict(&fits[0].parts, load);
+    if (n == 1)
+        return a;
+    struct speed_estimate b = speed_predict(&fits[1].parts, load);
+    double share = position(fits[0].miss_rate, fits[1].miss_rate, load->miss_rate);
+    return (struct speed_estimate){.token_s = between(a.token_s, b.token_s, share),
+                                   .drive_s = between(a.drive_s, b.drive_s, share),
+                                   .best_s = between(a.best_s, b.best_s, share),
+                                   .worst_s = between(a.worst_s, b.worst_s, share)};
+}
+
+double speed_correct(const struct speed_correction *corrections, uint32_t n, double miss_rate)
+{
+    if (n == 1)
+        return corrections[0].factor;
+    return between(corrections[0].factor, corrections[1].factor,
+                   position(corrections[0].miss_rate, corrections[1].miss_rate, miss_rate));
+}
+
 /* ---- the fit ---- */
 
 /* Samples that count for a fit, and those that another process spoilt: three times over an earlier fit. */
@@ -137,7 +169,7 @@ static void fit_once(struct speed_parts *p, const struct selection *s)
     }
 }
 
-void speed_fit(struct speed_parts *p, const struct speed_sample *samples, uint32_t n)
+void speed_fit_parts(struct speed_parts *p, const struct speed_sample *samples, uint32_t n)
 {
     enum { ROUNDS = 4 };
     struct selection settled = {.samples = samples, .n = n};

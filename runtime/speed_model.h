@@ -55,6 +55,25 @@ struct speed_estimate speed_predict(const struct speed_parts *parts, const struc
 /* The same machine with a drive of another rate; what a read takes besides the transfer stays as it is. */
 struct speed_parts speed_with_drive(const struct speed_parts *parts, double drive_rate);
 
+/* Parts as fitted to a run with this miss rate. */
+struct speed_fit {
+    struct speed_parts parts;
+    double miss_rate;
+};
+
+/* Two runs' predictions, weighted by how near the load's miss rate is to that of either. n: 1 or 2. */
+struct speed_estimate speed_between(const struct speed_fit *fits, uint32_t n_fits,
+                                    const struct speed_load *load);
+
+/* What a run took over what was predicted for it. */
+struct speed_correction {
+    double factor;
+    double miss_rate;
+};
+
+/* Between two runs (or of one), by the miss rate. n: 1 or 2. */
+double speed_correct(const struct speed_correction *corrections, uint32_t n, double miss_rate);
+
 /* A token that was timed. */
 struct speed_sample {
     double seconds;
@@ -64,7 +83,7 @@ struct speed_sample {
 /* Sets overlap, drag and touch_s (and lowers compute_s where all tokens are faster), so that the predictions for the
  * samples add up to what they took; tokens that took three times what the others say are left out. The first two come
  * from tokens that fill no fresh slot, where there are some. Without samples: half, 1, 0. */
-void speed_fit(struct speed_parts *parts, const struct speed_sample *samples, uint32_t n);
+void speed_fit_parts(struct speed_parts *parts, const struct speed_sample *samples, uint32_t n);
 
 /* The knee of a curve: the point farthest above the line from its first to its last one, both axes scaled to 1
  * (Satopaa and others, "Finding a Kneedle in a Haystack", 2011). 0: none is above it. x ascends; n > 0. */

@@ -6,7 +6,7 @@
  * slots, and less than one slot of the budget is left over. */
 
 enum {
-    MERGE_PERCENT = 3
+    MERGE_PERCENT = 5
 }; /* classes closer than this share a pool: less is lost to padding than to two pools */
 
 /* Divides the layers' slot sizes into classes of at most percent difference. False: into too many. */

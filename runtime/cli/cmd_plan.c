@@ -8,7 +8,7 @@
 #include "runtime/cli/cli.h"
 #include "runtime/cli/plan_probe.h"
 #include "runtime/cli/plan_report.h"
-#include "runtime/route_trace.h"
+#include "runtime/route_replay.h"
 #include "runtime/routing_profile.h"
 #include "runtime/size_text.h"
 #include "storage/cache_policy.h"
@@ -22,8 +22,6 @@ enum {
     MAX_MODEL_FLAGS = 48,
 };
 
-/* Where the probe runs: enough for the slots to be used again, and to hold what one token needs. */
-static const double PROBE_CYCLES = 2;
 static const double NEAR_BEST = 0.95;
 
 struct plan_options {
@@ -56,8 +54,8 @@ struct routing {
     struct routing_sample sample;
     struct route_trace *file;
     uint32_t *file_ids;
-    struct replay_trace first;  /* begins at an empty cache */
-    struct replay_trace steady; /* from SETTLE_TOKENS on */
+    struct route_replay *first;  /* begins at an empty cache */
+    struct route_replay *steady; /* counts from SETTLE_TOKENS on */
     char name[160];
 };
 
@@ -71,6 +69,7 @@ struct plan {
     uint64_t drives[PLAN_MAX_DRIVES];
     uint32_t n_drives;
     struct plan_probe probe;
+    struct speed_correction corrections[PLAN_MAX_RUNS]; /* of the probe's runs */
     struct routing routing;
     const struct cache_policy *policy;
     int knee, recommended;
@@ -185,43 +184,80 @@ static enum ps_status plan_budgets(struct plan *p, struct ps_error *err)
     return PS_ERR_BUDGET;
 }
 
-/* Of the budgets that work, preferably within the machine: the smallest with some cycles, else the largest. */
-static const struct plan_row *probe_row(const struct plan *p)
+/* Of the budgets that work and are available (else all that work): the largest and the smallest. Returns how many. */
+static uint32_t probe_budgets(const struct plan *p, uint64_t rams[PLAN_MAX_RUNS])
 {
-    const struct plan_row *best = NULL;
-    for (const struct plan_row *row = p->rows; row < p->rows + p->n_rows; row++) {
-        if (!row->fits || (best && !row->within))
-            continue;
-        best = row;
-        if (row->memory.cycles >= PROBE_CYCLES)
-            break;
+    uint32_t n = 0;
+    for (int within = 1; within >= 0 && n == 0; within--) {
+        for (const struct plan_row *row = p->rows + p->n_rows; row-- > p->rows;) {
+            if (!row->fits || (within && !row->within))
+                continue;
+            rams[n < PLAN_MAX_RUNS ? n++ : n - 1] = row->ram;
+        }
     }
-    return best;
+    return n;
+}
+
+static bool run_probe(struct plan *p, int *exit_code)
+{
+    struct ps_error err;
+    uint64_t rams[PLAN_MAX_RUNS];
+    uint32_t n = probe_budgets(p, rams);
+    for (uint32_t i = 0; i < n; i++) {
+        struct ps_model_params params = p->model_options.params;
+        params.ram = rams[i];
+        if (i > 0) { /* a model is loaded once */
+            ps_model_free(p->model);
+            p->model = NULL;
+            if (ps_model_open(&p->model, p->model_options.path, &err) != PS_OK) {
+                *exit_code = cli_status(&err);
+                return false;
+            }
+        }
+        if (!plan_probe_run(&p->probe, p->model, &params, p->options.n, exit_code))
+            return false;
+    }
+    plan_probe_finish(&p->probe);
+    return true;
 }
 
 /* ---- routing ---- */
 
 static uint64_t count_tokens(const struct replay_trace *trace)
 {
-    uint64_t n = 0;
-    for (uint64_t v = 0; v < trace->n_visits; v++)
-        n += v == 0 || trace->visits[v].token != trace->visits[v - 1].token;
-    return n;
+    return trace->n_visits > 0 ? trace->visits[trace->n_visits - 1].token + 1 : 0;
 }
 
-/* The first n tokens. */
 static struct replay_trace trace_head(const struct replay_trace *trace, uint64_t n)
 {
     struct replay_trace head = *trace;
-    uint64_t seen = 0;
-    for (uint64_t v = 0; v < trace->n_visits; v++) {
-        seen += v == 0 || trace->visits[v].token != trace->visits[v - 1].token;
-        if (seen > n) {
-            head.n_visits = v;
-            break;
-        }
-    }
+    while (head.n_visits > 0 && head.visits[head.n_visits - 1].token >= n)
+        head.n_visits--;
     return head;
+}
+
+static enum ps_status replay_of(const struct plan *p, const struct replay_trace *trace,
+                                struct route_replay **out, struct ps_error *err)
+{
+    uint32_t *pools = calloc(trace->n_layers + UINT64_C(1), sizeof(*pools));
+    if (!pools)
+        return ps_error_set(err, PS_ERR_NOMEM, "plan: out of memory");
+    for (uint32_t l = 0; l < trace->n_layers; l++) {
+        struct ps_expert_layer layer;
+        if (ps_model_expert_layer(p->model, l, &layer))
+            pools[l] = layer.pool;
+    }
+    enum ps_status status = route_replay_of_visits(out, trace, pools, count_tokens(trace), err);
+    free(pools);
+    return status;
+}
+
+static enum ps_status set_routing(struct plan *p, const struct replay_trace *first,
+                                  const struct replay_trace *steady, struct ps_error *err)
+{
+    struct replay_trace head = trace_head(first, p->options.n);
+    enum ps_status status = replay_of(p, &head, &p->routing.first, err);
+    return status == PS_OK ? replay_of(p, steady, &p->routing.steady, err) : status;
 }
 
 static bool same_shape(const struct replay_trace *a, const struct replay_trace *b)
@@ -255,13 +291,11 @@ static enum ps_status use_recording(struct plan *p, const struct replay_trace *r
         if (status != PS_OK || (status = draw_routing(p, &profile, err)) != PS_OK)
             return status;
     }
-    r->first = first ? *recorded : r->sample.trace;
-    r->steady = steady ? *recorded : r->sample.trace;
     snprintf(r->name, sizeof(r->name), "%llu tokens of %s%s", (unsigned long long)n, source,
              steady  ? ""
              : first ? ", the steady state drawn after their statistics"
                      : ", drawn after their statistics");
-    return PS_OK;
+    return set_routing(p, first ? recorded : &r->sample.trace, steady ? recorded : &r->sample.trace, err);
 }
 
 static enum ps_status use_file(struct plan *p, const char *path, struct ps_error *err)
@@ -286,33 +320,31 @@ static enum ps_status choose_routing(struct plan *p, struct ps_error *err)
         return use_file(p, p->options.profile, err);
     snprintf(r->name, sizeof(r->name), "drawn after the statistics of real models with prose");
     enum ps_status status = draw_routing(p, &ROUTING_TEXT, err);
-    r->first = r->steady = r->sample.trace;
-    return status;
+    return status == PS_OK ? set_routing(p, &r->sample.trace, &r->sample.trace, err) : status;
 }
 
 /* ---- prediction ---- */
 
 struct counted {
-    double asked, hits, fresh, tokens;
+    double asked, hits, fresh;
 };
 
 /* Experts over the tokens from `skip` on. */
-static enum ps_status replay_from(const struct plan *p, const struct replay_trace *trace, uint32_t n_slots,
+static enum ps_status replay_from(const struct plan *p, const struct route_replay *replay, uint32_t n_slots,
                                   uint64_t skip, struct counted *out, struct ps_error *err)
 {
     struct replay_result result;
     *out = (struct counted){0};
-    if (p->probe.recorded.n_layers == 0)
+    if (!replay)
         return PS_OK;
-    uint32_t least = p->probe.parts.top_k; /* fewer slots serve, too, but hit nothing */
+    uint32_t least = route_replay_least_slots(replay); /* fewer slots serve, too, but hit nothing */
     enum ps_status status =
-        cache_replay(trace, p->policy, n_slots > least ? n_slots : least, skip, &result, err);
+        route_replay_run(replay, p->policy, n_slots > least ? n_slots : least, skip, &result, err);
     if (status != PS_OK)
         return status;
     *out = (struct counted){.asked = (double)result.accesses,
                             .hits = n_slots >= least ? (double)result.hits : 0,
-                            .fresh = (double)(result.accesses - result.hits - result.evictions),
-                            .tokens = (double)result.tokens};
+                            .fresh = (double)(result.accesses - result.hits - result.evictions)};
     return PS_OK;
 }
 
@@ -331,28 +363,67 @@ static double bytes_read(const struct speed_parts *parts, const struct speed_loa
     return parts->n_layers * parts->top_k * load->miss_rate * parts->shard_bytes + load->trunk_bytes;
 }
 
-/* In parts, as misses are many at first and few later on. */
-static enum ps_status predict_first(const struct plan *p, struct plan_row *row, struct ps_error *err)
+/* Of n tokens from an empty cache. In parts, as misses are many at first and few later on. */
+static enum ps_status first_seconds(const struct plan *p, const struct route_replay *replay,
+                                    const struct plan_row *row, uint32_t n, double *seconds,
+                                    struct speed_load *load, struct ps_error *err)
 {
-    const struct speed_parts *parts = &p->probe.parts;
-    uint32_t n = p->options.n;
     const uint32_t begins[] = {0, n / 16, n / 4, n};
-    struct replay_trace trace = trace_head(&p->routing.first, n);
     struct counted from[4] = {{0}};
-    double seconds = parts->start_s;
-    for (uint32_t i = 0; i < 3; i++) {
-        enum ps_status status = replay_from(p, &trace, row->memory.slots, begins[i], &from[i], err);
+    for (uint32_t i = 0; i < 4; i++) {
+        enum ps_status status = replay_from(p, replay, row->memory.slots, begins[i], &from[i], err);
         if (status != PS_OK)
             return status;
     }
+    *seconds = p->probe.fits[0].parts.start_s;
+    struct counted all = {from[0].asked - from[3].asked, from[0].hits - from[3].hits,
+                          from[0].fresh - from[3].fresh};
+    *load = load_of(row, &all);
     for (uint32_t i = 0; i < 3; i++) {
         struct counted c = {from[i].asked - from[i + 1].asked, from[i].hits - from[i + 1].hits,
-                            from[i].fresh - from[i + 1].fresh, 0};
-        struct speed_load load = load_of(row, &c);
-        seconds += (begins[i + 1] - begins[i]) * speed_predict(parts, &load).token_s;
+                            from[i].fresh - from[i + 1].fresh};
+        struct speed_load part = load_of(row, &c);
+        *seconds +=
+            (begins[i + 1] - begins[i]) * speed_between(p->probe.fits, p->probe.n_runs, &part).token_s;
     }
-    struct speed_load load = load_of(row, &from[0]);
-    row->first = (struct plan_outcome){1 - load.miss_rate, bytes_read(parts, &load), n / seconds};
+    return PS_OK;
+}
+
+/* The probe's own first tokens, predicted in the same way, say by how much such predictions are off. */
+static enum ps_status find_corrections(struct plan *p, struct ps_error *err)
+{
+    struct route_replay *replay = NULL;
+    enum ps_status status = PS_OK;
+    if (p->probe.recorded.n_layers > 0)
+        status = replay_of(p, &p->probe.recorded, &replay, err);
+    for (uint32_t i = 0; i < p->probe.n_runs && status == PS_OK; i++) {
+        const struct plan_run *run = &p->probe.runs[i];
+        uint32_t n = run->n_tokens < p->options.n ? run->n_tokens : p->options.n;
+        const struct plan_row *row = p->rows;
+        while (row->ram != run->ram)
+            row++;
+        struct speed_load load;
+        double predicted, measured = 0;
+        status = first_seconds(p, replay, row, n, &predicted, &load, err);
+        for (uint32_t t = 0; t < n; t++)
+            measured += run->samples[t].seconds;
+        if (status == PS_OK && predicted > 0)
+            p->corrections[i] = (struct speed_correction){measured / predicted, load.miss_rate};
+    }
+    route_replay_free(replay);
+    return status;
+}
+
+static enum ps_status predict_first(const struct plan *p, struct plan_row *row, struct ps_error *err)
+{
+    double seconds;
+    struct speed_load load;
+    enum ps_status status = first_seconds(p, p->routing.first, row, p->options.n, &seconds, &load, err);
+    if (status != PS_OK)
+        return status;
+    seconds *= speed_correct(p->corrections, p->probe.n_runs, load.miss_rate);
+    row->first =
+        (struct plan_outcome){1 - load.miss_rate, bytes_read(&p->probe.parts, &load), p->options.n / seconds};
     return PS_OK;
 }
 
@@ -361,18 +432,22 @@ static enum ps_status predict_steady(const struct plan *p, struct plan_row *row,
     const struct speed_parts *parts = &p->probe.parts;
     struct counted c = {0};
     if (row->memory.slots < row->memory.n_shards) { /* else nothing is read any more */
-        enum ps_status status = replay_from(p, &p->routing.steady, row->memory.slots, SETTLE_TOKENS, &c, err);
+        enum ps_status status = replay_from(p, p->routing.steady, row->memory.slots, SETTLE_TOKENS, &c, err);
         if (status != PS_OK)
             return status;
     }
     c.fresh = 0;
     struct speed_load load = load_of(row, &c);
-    struct speed_estimate e = speed_predict(parts, &load);
+    struct speed_estimate e = speed_between(p->probe.fits, p->probe.n_runs, &load);
     row->steady = (struct plan_outcome){1 - load.miss_rate, bytes_read(parts, &load), 1 / e.token_s};
     row->drive_bound = e.drive_s > parts->compute_s;
     for (uint32_t d = 0; d < p->n_drives; d++) {
-        struct speed_parts other = speed_with_drive(parts, (double)p->drives[d]);
-        row->drive_tok_s[d] = 1 / speed_predict(&other, &load).token_s;
+        struct speed_fit fits[PLAN_MAX_RUNS];
+        for (uint32_t i = 0; i < p->probe.n_runs; i++) {
+            fits[i] = p->probe.fits[i];
+            fits[i].parts = speed_with_drive(&fits[i].parts, (double)p->drives[d]);
+        }
+        row->drive_tok_s[d] = 1 / speed_between(fits, p->probe.n_runs, &load).token_s;
     }
     return PS_OK;
 }
@@ -398,6 +473,8 @@ static void choose_budget(struct plan *p)
 static enum ps_status predict(struct plan *p, struct ps_error *err)
 {
     enum ps_status status = choose_routing(p, err);
+    if (status == PS_OK)
+        status = find_corrections(p, err);
     for (uint32_t i = 0; i < p->n_rows && status == PS_OK; i++) {
         if (!p->rows[i].fits)
             continue;
@@ -449,9 +526,7 @@ static int run_plan(struct plan *p)
         return cli_status(&err);
     if ((p->n_rows == 0 && default_budgets(p, &err) != PS_OK) || plan_budgets(p, &err) != PS_OK)
         return cli_status(&err);
-    struct ps_model_params probe_params = *params;
-    probe_params.ram = probe_row(p)->ram;
-    if (!plan_probe_run(&p->probe, p->model, &probe_params, p->options.n, &exit_code))
+    if (!run_probe(p, &exit_code))
         return exit_code;
     return predict(p, &err) == PS_OK ? report(p) : cli_status(&err);
 }
@@ -492,6 +567,8 @@ int cmd_plan(int argc, char **argv)
     int exit_code;
     if (cli_parse(&spec, argc, argv, &exit_code))
         exit_code = run_plan(p);
+    route_replay_free(p->routing.first);
+    route_replay_free(p->routing.steady);
     routing_sample_free(&p->routing.sample);
     route_trace_free(p->routing.file);
     free(p->routing.file_ids);

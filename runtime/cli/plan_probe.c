@@ -12,7 +12,7 @@
 #include "runtime/drive_probe.h"
 
 static const double DRIVE_SECONDS = 1.5;
-static const double DECODE_SECONDS = 5;
+static const double DECODE_SECONDS = 3;   /* of each run */
 static const double REPEAT_SECONDS = 0.8; /* of one token, for the time to compute it */
 
 enum {
@@ -23,7 +23,10 @@ enum {
 };
 
 struct recorder {
-    struct plan_probe *probe;
+    struct replay_trace trace;
+    uint32_t *n_experts;
+    struct replay_visit *visits;
+    uint32_t *ids;
     uint32_t top_k;
     uint64_t capacity; /* visits */
     uint64_t token;
@@ -41,7 +44,7 @@ static void record_choice(void *ctx, uint32_t moe_layer, uint32_t position, uint
                           const uint32_t *ids, const float *weights)
 {
     struct recorder *r = ctx;
-    struct replay_trace *trace = &r->probe->recorded;
+    struct replay_trace *trace = &r->trace;
     (void)position;
     (void)weights;
     if (!r->on || n_tokens != 1 || k > r->top_k || trace->n_visits == r->capacity)
@@ -50,46 +53,66 @@ static void record_choice(void *ctx, uint32_t moe_layer, uint32_t position, uint
     uint32_t n = 0;
     for (uint32_t i = 0; i < k; i++) {
         if (ids[i] < trace->n_experts[moe_layer])
-            r->probe->ids[first + n++] = ids[i];
+            r->ids[first + n++] = ids[i];
     }
-    qsort(r->probe->ids + first, n, sizeof(*ids), by_id);
-    r->probe->visits[trace->n_visits++] =
+    qsort(r->ids + first, n, sizeof(*ids), by_id);
+    r->visits[trace->n_visits++] =
         (struct replay_visit){.token = r->token, .layer = moe_layer, .n = n, .first = first};
 }
 
-static bool recorder_init(struct recorder *r, struct plan_probe *probe, const struct ps_model *model,
-                          uint32_t n_tokens)
+static bool recorder_init(struct recorder *r, const struct ps_model *model, uint32_t n_tokens)
 {
     const struct ps_model_info *info = ps_model_info(model);
     uint32_t n_layers = info->n_moe_layers;
     uint64_t n_ids;
-    *r = (struct recorder){
-        .probe = probe, .top_k = info->n_expert_used, .capacity = (uint64_t)n_tokens * n_layers};
+    *r = (struct recorder){.top_k = info->n_expert_used, .capacity = (uint64_t)n_tokens * n_layers};
     if (__builtin_mul_overflow(r->capacity, r->top_k, &n_ids))
         return false;
-    probe->n_experts = calloc(n_layers + UINT64_C(1), sizeof(*probe->n_experts));
-    probe->visits = calloc(r->capacity + 1, sizeof(*probe->visits));
-    probe->ids = calloc(n_ids + 1, sizeof(*probe->ids));
-    if (!probe->n_experts || !probe->visits || !probe->ids)
+    r->n_experts = calloc(n_layers + UINT64_C(1), sizeof(*r->n_experts));
+    r->visits = calloc(r->capacity + 1, sizeof(*r->visits));
+    r->ids = calloc(n_ids + 1, sizeof(*r->ids));
+    if (!r->n_experts || !r->visits || !r->ids)
         return false;
     for (uint32_t l = 0; l < n_layers; l++) {
         struct ps_expert_layer layer;
         if (ps_model_expert_layer(model, l, &layer))
-            probe->n_experts[l] = layer.n_experts;
+            r->n_experts[l] = layer.n_experts;
     }
-    probe->recorded = (struct replay_trace){
-        .n_layers = n_layers, .n_experts = probe->n_experts, .visits = probe->visits, .ids = probe->ids};
+    r->trace = (struct replay_trace){
+        .n_layers = n_layers, .n_experts = r->n_experts, .visits = r->visits, .ids = r->ids};
     return true;
+}
+
+static void recorder_deinit(struct recorder *r)
+{
+    free(r->n_experts);
+    free(r->visits);
+    free(r->ids);
+}
+
+/* A longer recording takes the place of the one that the probe has. */
+static void keep_recording(struct plan_probe *probe, struct recorder *r)
+{
+    if (probe->n_experts && r->trace.n_visits <= probe->recorded.n_visits)
+        return;
+    struct recorder old = {.n_experts = probe->n_experts, .visits = probe->visits, .ids = probe->ids};
+    probe->recorded = r->trace;
+    probe->n_experts = r->n_experts;
+    probe->visits = r->visits;
+    probe->ids = r->ids;
+    r->n_experts = old.n_experts;
+    r->visits = old.visits;
+    r->ids = old.ids;
 }
 
 /* What decoding needs besides the model. */
 struct decoder {
     struct plan_probe *probe;
+    struct plan_run *run;
     struct ps_session *session;
     struct ps_sampler *greedy;
     struct recorder recorder;
     struct token_source source;
-    struct speed_sample *samples;
     float *logits;
     uint32_t n_vocab;
     uint32_t ctx;
@@ -150,7 +173,7 @@ static struct speed_load load_between(struct decoder *d, const struct ps_stats *
 
 static enum ps_status decode_tokens(struct decoder *d, uint32_t n, struct ps_error *err)
 {
-    struct plan_probe *probe = d->probe;
+    struct plan_run *run = d->run;
     struct ps_stats before, after;
     enum ps_status status = PS_OK;
     double start = clock_seconds();
@@ -162,20 +185,21 @@ static enum ps_status decode_tokens(struct decoder *d, uint32_t n, struct ps_err
         if (ps_session_position(d->session) == d->ctx)
             ps_session_truncate(d->session, 0);
         d->recorder.token = i;
-        struct speed_sample *sample = &d->samples[i];
+        struct speed_sample *sample = &run->samples[i];
         if ((status = decode_one(d, d->source.ids[i], &sample->seconds, err)) != PS_OK)
             return status;
         ps_session_stats(d->session, &after);
         sample->load = load_between(d, &before, &after);
         before = after;
-        probe->n_tokens = i + 1;
-        show(d, "decoding: %u tokens", probe->n_tokens);
+        run->n_tokens = i + 1;
+        show(d, "decoding: %u tokens", run->n_tokens);
     }
     d->recorder.on = false;
-    probe->decode_s = clock_seconds() - start;
-    ps_session_stats(d->session, &probe->stats);
-    uint64_t asked = probe->stats.expert_hits + probe->stats.expert_late + probe->stats.expert_misses;
-    probe->hit_rate = asked > 0 ? (double)probe->stats.expert_hits / (double)asked : 1;
+    run->decode_s = clock_seconds() - start;
+    struct ps_stats *stats = &d->probe->stats;
+    ps_session_stats(d->session, stats);
+    uint64_t asked = stats->expert_hits + stats->expert_late + stats->expert_misses;
+    run->hit_rate = asked > 0 ? (double)stats->expert_hits / (double)asked : 1;
     return PS_OK;
 }
 
@@ -195,11 +219,11 @@ static double median(double *times, uint32_t n)
 static bool compute_of_samples(struct decoder *d)
 {
     enum { ENOUGH = 8 };
-    double *times = malloc(d->probe->n_tokens * sizeof(*times));
+    double *times = malloc(d->run->n_tokens * sizeof(*times));
     uint32_t n = 0;
-    for (uint32_t i = 1; times && i < d->probe->n_tokens; i++) {
-        if (d->samples[i].load.miss_rate <= 0 && d->samples[i].load.trunk_bytes <= 0)
-            times[n++] = d->samples[i].seconds;
+    for (uint32_t i = 1; times && i < d->run->n_tokens; i++) {
+        if (d->run->samples[i].load.miss_rate <= 0 && d->run->samples[i].load.trunk_bytes <= 0)
+            times[n++] = d->run->samples[i].seconds;
     }
     if (n >= ENOUGH)
         d->probe->parts.compute_s = median(times, n);
@@ -214,7 +238,7 @@ static enum ps_status compute_of_repeats(struct decoder *d, struct ps_error *err
     double hit[MOST_REPEATS], other[MOST_REPEATS];
     uint32_t n_hit = 0, n_other = 0;
     struct ps_stats before, after;
-    int32_t token = d->source.ids[d->probe->n_tokens - 1];
+    int32_t token = d->source.ids[d->run->n_tokens - 1];
     double start = clock_seconds();
     ps_session_stats(d->session, &before);
     for (uint32_t i = 0; i < MOST_REPEATS; i++) {
@@ -237,17 +261,6 @@ static enum ps_status compute_of_repeats(struct decoder *d, struct ps_error *err
     return PS_OK;
 }
 
-/* All but the first token, which takes what the others do and start_s on top. */
-static void fit(struct decoder *d)
-{
-    struct plan_probe *probe = d->probe;
-    struct speed_parts *parts = &probe->parts;
-    probe->n_samples = probe->n_tokens - 1;
-    speed_fit(parts, d->samples + 1, probe->n_samples);
-    struct speed_estimate first = speed_predict(parts, &d->samples[0].load);
-    parts->start_s = fmax(d->samples[0].seconds - first.token_s, 0);
-}
-
 static enum ps_status decoder_init(struct decoder *d, struct ps_model *model, uint32_t n,
                                    struct ps_error *err)
 {
@@ -260,8 +273,8 @@ static enum ps_status decoder_init(struct decoder *d, struct ps_model *model, ui
     d->n_slots = plan->slots;
     d->trunk_bytes = (double)plan->trunk_streamed_bytes;
     d->logits = malloc(d->n_vocab * sizeof(*d->logits));
-    d->samples = calloc(n, sizeof(*d->samples));
-    if (!d->logits || !d->samples || !recorder_init(&d->recorder, d->probe, model, n))
+    d->run->samples = calloc(n, sizeof(*d->run->samples));
+    if (!d->logits || !d->run->samples || !recorder_init(&d->recorder, model, n))
         return ps_error_set(err, PS_ERR_NOMEM, "plan: out of memory");
     enum ps_status status = ps_sampler_new(&d->greedy, &sampling, err);
     if (status == PS_OK)
@@ -277,30 +290,27 @@ static enum ps_status measure(struct decoder *d, struct ps_model *model, const s
                               uint32_t n, struct ps_error *err)
 {
     enum ps_status status;
-    double start = clock_seconds();
+    struct plan_probe *probe = d->probe;
     show(d, "loading the model");
     if ((status = ps_model_load(model, params, err)) != PS_OK)
         return status;
-    d->probe->load_s = clock_seconds() - start;
-    show(d, "measuring the drive");
-    if ((status = drive_probe(model, DRIVE_SECONDS, cli_interrupt_flag(), &d->probe->parts, err)) != PS_OK ||
-        (status = decoder_init(d, model, n, err)) != PS_OK)
+    if (probe->n_runs == 1) {
+        show(d, "measuring the drive");
+        if ((status = drive_probe(model, DRIVE_SECONDS, cli_interrupt_flag(), &probe->parts, err)) != PS_OK)
+            return status;
+    }
+    if ((status = decoder_init(d, model, n, err)) != PS_OK || (status = decode_tokens(d, n, err)) != PS_OK)
         return status;
-    ps_session_reset_stats(d->session);
-    if ((status = decode_tokens(d, n, err)) != PS_OK)
-        return status;
-    if (!compute_of_samples(d) && (status = compute_of_repeats(d, err)) != PS_OK)
-        return status;
-    fit(d);
-    return PS_OK;
+    keep_recording(probe, &d->recorder);
+    return probe->n_runs > 1 || compute_of_samples(d) ? PS_OK : compute_of_repeats(d, err);
 }
 
 bool plan_probe_run(struct plan_probe *probe, struct ps_model *model, const struct ps_model_params *params,
                     uint32_t n, int *exit_code)
 {
     struct ps_error err;
-    *probe = (struct plan_probe){.ram = params->ram};
-    struct decoder d = {.probe = probe, .shows = isatty(STDERR_FILENO)};
+    struct decoder d = {.probe = probe, .run = &probe->runs[probe->n_runs++], .shows = isatty(STDERR_FILENO)};
+    d.run->ram = params->ram;
     n = n > ENOUGH_TOKENS ? n : ENOUGH_TOKENS;
     cli_catch_interrupt();
     enum ps_status status = PS_ERR_ARGUMENT;
@@ -312,14 +322,38 @@ bool plan_probe_run(struct plan_probe *probe, struct ps_model *model, const stru
     }
     ps_session_free(d.session);
     ps_sampler_free(d.greedy);
+    recorder_deinit(&d.recorder);
     free(d.source.ids);
-    free(d.samples);
     free(d.logits);
     return status == PS_OK;
 }
 
+/* All but the first token, which takes what the others do and start_s on top. */
+void plan_probe_finish(struct plan_probe *probe)
+{
+    double touch_s = 0;
+    for (uint32_t i = 0; i < probe->n_runs; i++) {
+        const struct plan_run *run = &probe->runs[i];
+        struct speed_fit *fit = &probe->fits[i];
+        fit->parts = probe->parts;
+        speed_fit_parts(&fit->parts, run->samples + 1, run->n_tokens - 1);
+        fit->miss_rate = 0;
+        for (uint32_t t = 1; t < run->n_tokens; t++)
+            fit->miss_rate += run->samples[t].load.miss_rate / (run->n_tokens - 1);
+        struct speed_estimate first = speed_predict(&fit->parts, &run->samples[0].load);
+        fit->parts.start_s = fmax(run->samples[0].seconds - first.token_s, 0);
+        touch_s = fmax(touch_s, fit->parts.touch_s);
+    }
+    for (uint32_t i = 0; i < probe->n_runs; i++) {
+        probe->fits[i].parts.touch_s = touch_s; /* a small budget has few fresh slots to tell */
+        probe->fits[i].parts.start_s = probe->fits[0].parts.start_s; /* later runs find things touched */
+    }
+}
+
 void plan_probe_deinit(struct plan_probe *probe)
 {
+    for (uint32_t i = 0; i < probe->n_runs; i++)
+        free(probe->runs[i].samples);
     free(probe->n_experts);
     free(probe->visits);
     free(probe->ids);

@@ -165,14 +165,18 @@ static void print_measured(const struct plan_report *r)
     if (p->parts.n_sets > 0)
         cli_printf(", %.2f ms for one expert of %s", p->parts.sets[0].seconds * 1e3,
                    size_format((uint64_t)p->parts.shard_bytes, text));
-    cli_printf("; computing %.3g ms per token (%u threads, %s); %u random tokens in %.1f s with --ram %s: ",
-               p->parts.compute_s * 1e3, p->stats.threads, p->stats.cpu, p->n_tokens, p->decode_s,
-               size_format(p->ram, text));
-    if (p->parts.drag > 1.005 || p->parts.drag < 0.995)
-        cli_printf("reads take %.2f of what they take alone", p->parts.drag);
-    else
-        cli_printf("%.0f%% of what can overlap does", 100 * p->parts.overlap);
-    cli_printf("\nrouting: %s\n\n", r->profile);
+    cli_printf("; computing %.3g ms per token (%u threads, %s)\n", p->parts.compute_s * 1e3, p->stats.threads,
+               p->stats.cpu);
+    for (uint32_t i = 0; i < p->n_runs; i++) {
+        const struct speed_parts *fitted = &p->fits[i].parts;
+        cli_printf("          %u random tokens in %.1f s with --ram %s: ", p->runs[i].n_tokens,
+                   p->runs[i].decode_s, size_format(p->runs[i].ram, text));
+        if (fitted->drag > 1.005 || fitted->drag < 0.995)
+            cli_printf("reads take %.2f of what they take alone\n", fitted->drag);
+        else
+            cli_printf("%.0f%% of what can overlap does\n", 100 * fitted->overlap);
+    }
+    cli_printf("routing:  %s\n\n", r->profile);
 }
 
 static void print_advice(const struct plan_report *r)
@@ -245,13 +249,20 @@ static json_t *probe_json(const struct plan_probe *p)
     for (uint32_t i = 0; i < p->parts.n_sets; i++)
         json_array_append_new(sets, json_pack("{s:i, s:f}", "experts", (int)p->parts.sets[i].n, "seconds",
                                               p->parts.sets[i].seconds));
-    return json_pack("{s:I, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:i, s:s, s:s, s:b}",
-                     "ram_bytes", (json_int_t)p->ram, "tokens", (int)p->n_tokens, "decode_s", p->decode_s,
-                     "load_s", p->load_s, "hit_rate", p->hit_rate, "drive_bytes_s", p->parts.drive_rate,
-                     "expert_bytes", p->parts.shard_bytes, "compute_s", p->parts.compute_s, "start_s",
-                     p->parts.start_s, "overlap", p->parts.overlap, "drag", p->parts.drag, "reads", sets,
-                     "threads", (int)p->stats.threads, "cpu", p->stats.cpu, "io_backend", p->stats.io_backend,
-                     "direct", (int)p->stats.direct);
+    json_t *runs = json_array();
+    for (uint32_t i = 0; i < p->n_runs; i++) {
+        const struct plan_run *run = &p->runs[i];
+        const struct speed_parts *fitted = &p->fits[i].parts;
+        json_array_append_new(runs, json_pack("{s:I, s:i, s:f, s:f, s:f, s:f, s:f, s:f}", "ram_bytes",
+                                              (json_int_t)run->ram, "tokens", (int)run->n_tokens, "decode_s",
+                                              run->decode_s, "hit_rate", run->hit_rate, "overlap",
+                                              fitted->overlap, "drag", fitted->drag, "touch_s",
+                                              fitted->touch_s, "start_s", fitted->start_s));
+    }
+    return json_pack("{s:f, s:f, s:f, s:o, s:o, s:i, s:s, s:s, s:b}", "drive_bytes_s", p->parts.drive_rate,
+                     "expert_bytes", p->parts.shard_bytes, "compute_s", p->parts.compute_s, "reads", sets,
+                     "runs", runs, "threads", (int)p->stats.threads, "cpu", p->stats.cpu, "io_backend",
+                     p->stats.io_backend, "direct", (int)p->stats.direct);
 }
 
 static json_t *row_ram_json(const struct plan_report *r, int row)
