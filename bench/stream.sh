@@ -72,9 +72,12 @@ if [ "$(awk '/^MemAvailable:/{print int($2 / 1024)}' /proc/meminfo)" -gt $(($(st
 fi
 jq --argjson before "$rate_before" --argjson after "$rate_after" --argjson resident "$resident" --argjson peak "$peak" \
     --argjson limit "$limit" --argjson cached "$((cached_after - cached_before))" '
-    (($before + $after) / 2) as $rate | (.bytes_demand / .generated_tokens) as $bytes |
+    (($before + $after) / 2) as $rate | (.bytes_demand + .bytes_speculative) as $read |
+    # What was read ahead in vain does not raise the bound.
+    (($read - .bytes_wasted) / .generated_tokens) as $bytes |
     ($bytes / $rate) as $t_io | (if $resident then ([$t_io, $resident] | max) else $t_io end) as $t |
-    {decode_tok_s, drive_gb_s: ($rate / 1e9), read_mb_per_token: ($bytes / 1e6), read_gb_s: (.bytes_demand / .decode_s / 1e9),
+    {decode_tok_s, drive_gb_s: ($rate / 1e9), read_mb_per_token: ($bytes / 1e6), read_gb_s: ($read / .decode_s / 1e9),
      t_io_s: $t_io, t_compute_s: $resident, bound_tok_s: (1 / $t), of_bound: (.decode_tok_s * $t),
-     hit_rate: (.expert_hits / (.expert_hits + .expert_misses)), stall_s, peak_rss_bytes, budget_bytes,
+     hit_rate: (.expert_hits / (.expert_hits + .expert_late + .expert_misses)),
+     wasted_share: (.bytes_wasted / $read), stall_s, peak_rss_bytes, budget_bytes,
      group_peak_bytes: $peak, group_limit_bytes: $limit, page_cache_growth_bytes: $cached}' "$stats/streamed"
