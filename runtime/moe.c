@@ -107,7 +107,8 @@ void predict_ahead(struct forward *f, int layer, enum predict_when when)
         return;
     struct prefetch_candidates lists[2];
     uint32_t n = 0;
-    for (uint32_t i = 0; i < targets[when].n; i++) {
+    bool far = f->on_prediction || model->params.predict || prefetch_wants_far(&model->prefetch);
+    for (uint32_t i = 0; i < (far ? targets[when].n : 1); i++) {
         uint32_t step = targets[when].of[i].step;
         uint32_t distance = targets[when].of[i].distance;
         struct prediction p;

@@ -1,11 +1,13 @@
 #include "runtime/predictor.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "runtime/clock.h"
 #include "runtime/forward_internal.h"
+#include "runtime/predictor_correction.h"
 
 enum {
     RANKS = PS_PREDICTION_RANKS,
@@ -25,21 +27,22 @@ struct outcome {
     float right, n;
 };
 
-/* A ranked expert falls into a class: its part of the ranking (first half of the top k, second half, beyond) and its
- * margin, the distance of its score to the edge of the top k in standard deviations of all scores. The margin says more
- * than the rank: in a flat ranking even the second is a guess. */
-enum { PARTS = 3, MARGINS = 8, CLASSES = PARTS * MARGINS };
-static const float MARGIN_STEP = 0.2f; /* standard deviations */
+/* A ranked expert falls into a class by its margin: how far its logit is estimated above (or below) the edge of the top k,
+ * in standard errors of that estimate. It says more than the rank, and is nearly the same curve for every layer and
+ * distance, so that one layer can borrow from all. */
+enum { CLASSES = 24 };
+static const float MARGIN_STEP = 0.25f; /* standard errors per class; the edge is in the middle */
 
 /* [distance][in the cache][class]: what is not in the cache is chosen less often in the same class. */
 struct calibration {
-    struct outcome cell[DISTANCES][2][CLASSES];
+    struct outcome cell[DISTANCES][EXPERT_PRESENCES][CLASSES];
 };
 
 struct router_copy {
     struct weight router; /* data: the copy */
     float *norm;          /* [n_embd] */
     bool known;
+    struct correction correction[DISTANCES];
     struct calibration calibration;
 };
 
@@ -51,9 +54,11 @@ struct pending {
     uint32_t n;
     uint32_t *experts;    /* [n_expert] */
     float *probabilities; /* [n_expert] */
+    float *logits;        /* [n_expert] of the last token, from the stale residual, less their mean */
+    float *estimate;      /* [n_expert] corrected */
     struct ranked {
         uint8_t rank, class;
-        bool resident;
+        enum expert_presence presence;
     } ranked[RANKS]; /* of a single token's */
 };
 
@@ -64,10 +69,10 @@ struct predictor {
     struct router_copy *copies;           /* [n_moe] */
     struct calibration pool;              /* all layers */
     struct pending pending[DISTANCES][2]; /* by the target's parity: two targets of a distance may be open */
-    float *normed;                        /* [SAMPLED_TOKENS][n_embd] */
+    float *row;                           /* [n_embd] normed residual, or a row of a router */
     uint8_t *acts;                        /* [SAMPLED_TOKENS] rows */
     float *logits;                        /* [SAMPLED_TOKENS][n_expert] */
-    float *missed;                        /* [n_expert] probability that no token chooses it */
+    float *per_expert; /* [n_expert] of a chunk: no token chooses it; of an outcome: the truth */
     struct ps_prediction_stats stats;
     double seconds;
 };
@@ -89,6 +94,12 @@ static const struct block_format *copy_format(const struct ps_model *model)
     return block_format_find(model->hp.n_embd % Q8_VALUES == 0 ? BLOCK_Q8_0 : BLOCK_F32);
 }
 
+/* A map is kept where it is small beside the copies of the routers, in bytes and in time. */
+static bool with_maps(const struct ps_model *model)
+{
+    return 8ull * model->hp.n_expert <= model->hp.n_embd;
+}
+
 static void *carve(uint8_t *base, uint64_t *used, uint64_t bytes)
 {
     void *at = base ? base + *used : NULL;
@@ -96,46 +107,53 @@ static void *carve(uint8_t *base, uint64_t *used, uint64_t bytes)
     return at;
 }
 
-/* Lays a predictor out from base (NULL: only measures); returns its bytes. */
-static uint64_t lay_out(struct predictor *p, uint8_t *base, const struct ps_model *model)
+static void lay_out_copy(struct router_copy *copy, uint8_t *base, uint64_t *used,
+                         const struct ps_model *model)
 {
     const struct hparams *hp = &model->hp;
     const struct block_format *format = copy_format(model);
     size_t row_bytes = block_row_bytes(format, hp->n_embd);
+    void *data = carve(base, used, hp->n_expert * row_bytes);
+    float *norm = carve(base, used, hp->n_embd * sizeof(*norm));
+    if (base) {
+        copy->router = (struct weight){format, data, hp->n_expert, hp->n_embd, row_bytes};
+        copy->norm = norm;
+    }
+    for (uint32_t d = 0; d < DISTANCES; d++) {
+        float *floats =
+            carve(base, used, correction_floats(hp->n_expert, with_maps(model)) * sizeof(*floats));
+        if (base)
+            correction_init(&copy->correction[d], hp->n_expert, with_maps(model), floats);
+    }
+}
+
+/* Lays a predictor out from base (NULL: only measures); returns its bytes. */
+static uint64_t lay_out(struct predictor *p, uint8_t *base, const struct ps_model *model)
+{
+    uint64_t n_expert = model->hp.n_expert;
+    uint64_t act_bytes = act_row_bytes(copy_format(model)->act, model->hp.n_embd);
     uint32_t n_moe = count_moe(model);
     uint64_t used = 0;
+    struct predictor at = {.n_moe = n_moe};
     carve(base, &used, sizeof(*p));
-    uint32_t *layer_of = carve(base, &used, n_moe * sizeof(*layer_of));
-    struct router_copy *copies = carve(base, &used, n_moe * sizeof(*copies));
-    for (uint32_t m = 0; m < n_moe; m++) {
-        void *data = carve(base, &used, hp->n_expert * row_bytes);
-        float *norm = carve(base, &used, hp->n_embd * sizeof(*norm));
-        if (base) {
-            copies[m].router = (struct weight){format, data, hp->n_expert, hp->n_embd, row_bytes};
-            copies[m].norm = norm;
-        }
-    }
+    at.layer_of = carve(base, &used, n_moe * sizeof(*at.layer_of));
+    at.copies = carve(base, &used, n_moe * sizeof(*at.copies));
+    for (uint32_t m = 0; m < n_moe; m++)
+        lay_out_copy(base ? &at.copies[m] : NULL, base, &used, model);
     for (uint32_t i = 0; i < DISTANCES * 2; i++) {
-        uint32_t *experts = carve(base, &used, hp->n_expert * sizeof(*experts));
-        float *probabilities = carve(base, &used, hp->n_expert * sizeof(*probabilities));
-        if (base) {
-            p->pending[i / 2][i % 2].experts = experts;
-            p->pending[i / 2][i % 2].probabilities = probabilities;
-        }
+        struct pending *list = &at.pending[i / 2][i % 2];
+        list->target = NONE;
+        list->experts = carve(base, &used, n_expert * sizeof(*list->experts));
+        list->probabilities = carve(base, &used, n_expert * sizeof(*list->probabilities));
+        list->logits = carve(base, &used, n_expert * sizeof(*list->logits));
+        list->estimate = carve(base, &used, n_expert * sizeof(*list->estimate));
     }
-    float *normed = carve(base, &used, (uint64_t)SAMPLED_TOKENS * hp->n_embd * sizeof(*normed));
-    uint8_t *acts = carve(base, &used, SAMPLED_TOKENS * act_row_bytes(format->act, hp->n_embd));
-    float *logits = carve(base, &used, (uint64_t)SAMPLED_TOKENS * hp->n_expert * sizeof(*logits));
-    float *missed = carve(base, &used, hp->n_expert * sizeof(*missed));
-    if (base) {
-        p->n_moe = n_moe;
-        p->layer_of = layer_of;
-        p->copies = copies;
-        p->normed = normed;
-        p->acts = acts;
-        p->logits = logits;
-        p->missed = missed;
-    }
+    at.row = carve(base, &used, model->hp.n_embd * sizeof(*at.row));
+    at.acts = carve(base, &used, SAMPLED_TOKENS * act_bytes);
+    at.logits = carve(base, &used, SAMPLED_TOKENS * n_expert * sizeof(*at.logits));
+    at.per_expert = carve(base, &used, n_expert * sizeof(*at.per_expert));
+    if (base)
+        *p = at;
     return used;
 }
 
@@ -160,7 +178,6 @@ enum ps_status predictor_new(struct predictor **out, struct ps_model *model, str
                             (unsigned long long)bytes);
     lay_out(p, (uint8_t *)p, model);
     p->model = model;
-    forget_pending(p);
     for (uint32_t l = 0, m = 0; l < model->hp.n_layers; l++)
         if (model->layers[l].moe)
             p->layer_of[m++] = l;
@@ -181,12 +198,14 @@ static void quantize_q8_0(const struct vector_ops *ops, const float *x, uint8_t 
         for (uint32_t j = 0; j < Q8_VALUES; j++)
             most = fmaxf(most, fabsf(x[i + j]));
         float scale = most / 127.0f;
+        float inverse = 127.0f / most;
         uint16_t half;
         ops->f32_to_f16(&half, &scale, 1);
         memcpy(out, &half, sizeof(half));
         int8_t *values = (int8_t *)out + sizeof(half);
+        bool usable = isfinite(scale) && isfinite(inverse);
         for (uint32_t j = 0; j < Q8_VALUES; j++)
-            values[j] = scale > 0.0f ? (int8_t)lrintf(x[i + j] / scale) : 0;
+            values[j] = usable && isfinite(x[i + j]) ? (int8_t)lrintf(x[i + j] * inverse) : 0;
     }
 }
 
@@ -196,11 +215,11 @@ static void copy_router(struct predictor *p, struct router_copy *copy, const str
     uint32_t width = p->model->hp.n_embd;
     for (uint32_t e = 0; e < p->model->hp.n_expert; e++) {
         uint8_t *row = (uint8_t *)(uintptr_t)copy->router.data + e * copy->router.row_bytes;
-        router->format->dequantize((const uint8_t *)router->data + e * router->row_bytes, p->normed, width);
+        router->format->dequantize((const uint8_t *)router->data + e * router->row_bytes, p->row, width);
         if (copy->router.format->type == BLOCK_Q8_0)
-            quantize_q8_0(p->model->ops, p->normed, row, width);
+            quantize_q8_0(p->model->ops, p->row, row, width);
         else
-            memcpy(row, p->normed, width * sizeof(float));
+            memcpy(row, p->row, width * sizeof(float));
     }
     memcpy(copy->norm, layer->w[LT_FFN_NORM].data, width * sizeof(float));
     copy->known = true;
@@ -208,23 +227,20 @@ static void copy_router(struct predictor *p, struct router_copy *copy, const str
 
 /* ---- calibration ---- */
 
-/* What others measured of a stale gate (DESIGN.md): rank 1 right 92 %, rank k 28 %; less from farther off, and less for
- * what the cache does not hold. Until there are outcomes a class is taken at the middle of its ranks and margins. */
-static float prior(uint32_t d, bool resident, uint32_t class)
+/* Before there are outcomes: a logistic curve, fitted to those of fable-moe, which were alike at all distances. The edge
+ * itself is 38 % because more experts are just outside of it than just inside. */
+static float prior(uint32_t class)
 {
-    static const float part[PARTS] = {0.75f, 0.4f, 0.15f};
-    float inside = class / MARGINS < PARTS - 1 ? 1.0f : -1.0f;
-    float right = part[class / MARGINS] + inside * 0.03f * (float)(class % MARGINS);
-    right = fminf(fmaxf(right, 0.02f), 0.95f);
-    return right * (1.0f - 0.15f * (float)d) * (resident ? 1.0f : 0.8f);
+    float margin = ((float)class + 0.5f - CLASSES / 2) * MARGIN_STEP;
+    return 1.0f / (1.0f + expf(0.5f - 2.0f * margin));
 }
 
-static float probability(const struct predictor *p, const struct router_copy *copy, uint32_t d, bool resident,
-                         uint32_t class)
+static float probability(const struct predictor *p, uint32_t target, uint32_t d,
+                         enum expert_presence presence, uint32_t class)
 {
-    const struct outcome *all = &p->pool.cell[d][resident][class];
-    const struct outcome *own = &copy->calibration.cell[d][resident][class];
-    float mean = (all->right + PRIOR_WEIGHT * prior(d, resident, class)) / (all->n + PRIOR_WEIGHT);
+    const struct outcome *all = &p->pool.cell[d][presence][class];
+    const struct outcome *own = &p->copies[target].calibration.cell[d][presence][class];
+    float mean = (all->right + PRIOR_WEIGHT * prior(class)) / (all->n + PRIOR_WEIGHT);
     return (own->right + POOL_WEIGHT * mean) / (own->n + POOL_WEIGHT);
 }
 
@@ -236,37 +252,35 @@ static void count(struct outcome *outcome, bool right)
 
 /* ---- prediction ---- */
 
-static float standard_deviation(const float *x, uint32_t n)
+static enum expert_presence presence_of(const struct predictor *p, uint32_t target, uint32_t expert)
 {
-    float sum = 0.0f;
-    float squares = 0.0f;
-    for (uint32_t i = 0; i < n; i++) {
-        sum += x[i];
-        squares += x[i] * x[i];
-    }
-    float mean = sum / (float)n;
-    return sqrtf(fmaxf(squares / (float)n - mean * mean, 1e-12f));
+    return expert_cache_presence(p->model->cache, p->layer_of[target], expert);
 }
 
-/* Ranks and classes of a token's experts: by router score, as top-k of the softmax is top-k of the logits. A router that
- * selects by a biased score has its bias added to the logits here. Returns how many. */
-static uint32_t rank_experts(const struct predictor *p, const float *logits, uint32_t *ids, uint8_t *classes)
+/* Ranks and classes of a token's experts: by estimated logit, as top-k of the softmax is top-k of the logits. A router
+ * that selects by a biased score has its bias added to the estimate here. Returns how many. */
+static uint32_t rank_experts(const struct predictor *p, const struct correction *correction,
+                             const float *estimate, uint32_t *ids, uint8_t *classes)
 {
     uint32_t n_expert = p->model->hp.n_expert;
     uint32_t k = p->model->params.top_k;
     uint32_t n = 2 * k > k + 4 ? 2 * k : k + 4;
     n = n < RANKS ? n : RANKS;
     n = n < n_expert ? n : n_expert;
-    top_k(ids, n, logits, n_expert);
-    float unit = 1.0f / (MARGIN_STEP * standard_deviation(logits, n_expert));
+    top_k(ids, n, estimate, n_expert);
+    float edge = n > k ? 0.5f * (estimate[ids[k - 1]] + estimate[ids[k]]) : -INFINITY;
     for (uint32_t r = 0; r < n; r++) {
-        uint32_t edge = r < k ? k : k - 1; /* the first that is not chosen, or the last that is */
-        float margin = edge < n ? fabsf(logits[ids[r]] - logits[ids[edge]]) * unit : 0.0f;
-        uint32_t step = margin < MARGINS - 1 ? (uint32_t)margin : MARGINS - 1; /* NaN: the last */
-        uint32_t part = r < k ? r * 2 / k : PARTS - 1;
-        classes[r] = (uint8_t)(part * MARGINS + step);
+        float error = correction_error(correction, estimate, ids[r]);
+        float at = floorf((estimate[ids[r]] - edge) / (MARGIN_STEP * error)) + CLASSES / 2;
+        classes[r] = (uint8_t)fminf(fmaxf(at, 0.0f), CLASSES - 1); /* NaN: the least */
     }
     return n;
+}
+
+/* Tokens of the chunk that are looked at, the last one among them. */
+static uint32_t sampled_token(uint32_t i, uint32_t n_sampled, uint32_t n_tokens)
+{
+    return (uint32_t)((i + 1ull) * n_tokens / n_sampled) - 1;
 }
 
 static uint32_t router_logits(struct predictor *p, struct forward *f, const struct router_copy *copy)
@@ -277,9 +291,9 @@ static uint32_t router_logits(struct predictor *p, struct forward *f, const stru
     enum act_type type = copy->router.format->act;
     size_t stride = act_row_bytes(type, width);
     for (uint32_t i = 0; i < n; i++) {
-        uint64_t token = (uint64_t)i * f->n_tokens / n;
-        model->ops->rms_norm(p->normed, f->s.x + token * width, copy->norm, width, model->hp.norm_eps);
-        model->matmul->act_quantize(type, p->normed, p->acts + i * stride, width);
+        const float *x = f->s.x + (uint64_t)sampled_token(i, n, f->n_tokens) * width;
+        model->ops->rms_norm(p->row, x, copy->norm, width, model->hp.norm_eps);
+        model->matmul->act_quantize(type, p->row, p->acts + i * stride, width);
     }
     struct matmul_job job = {.w = &copy->router,
                              .acts = p->acts,
@@ -289,6 +303,18 @@ static uint32_t router_logits(struct predictor *p, struct forward *f, const stru
                              .out_stride = model->hp.n_expert};
     run_matmuls(f, &job, 1);
     return n;
+}
+
+/* Ranks of the i-th token looked at; its logits and their estimate stay in the list until the next one's. */
+static uint32_t rank_token(struct predictor *p, uint32_t d, struct pending *list, uint32_t i, uint32_t *ids,
+                           uint8_t *classes)
+{
+    uint32_t n_expert = p->model->hp.n_expert;
+    const struct correction *correction = &p->copies[list->target].correction[d];
+    memcpy(list->logits, p->logits + (size_t)i * n_expert, n_expert * sizeof(*list->logits));
+    correction_centre(list->logits, n_expert);
+    correction_apply(correction, p->model->ops, list->logits, list->estimate);
+    return rank_experts(p, correction, list->estimate, ids, classes);
 }
 
 /* Keeps a list in order; it is short, or comes nearly in order. */
@@ -304,37 +330,38 @@ static uint32_t insert(struct pending *list, uint32_t expert, float p)
     return at;
 }
 
-static void predict_token(struct predictor *p, uint32_t target, uint32_t d, struct pending *list)
+static void predict_token(struct predictor *p, uint32_t d, struct pending *list)
 {
     uint32_t ids[RANKS];
     uint8_t classes[RANKS];
-    uint32_t n = rank_experts(p, p->logits, ids, classes);
+    uint32_t n = rank_token(p, d, list, 0, ids, classes);
     for (uint32_t r = 0; r < n; r++) {
-        bool resident = expert_cache_is_resident(p->model->cache, p->layer_of[target], ids[r]);
-        uint32_t at = insert(list, ids[r], probability(p, &p->copies[target], d, resident, classes[r]));
+        enum expert_presence presence = presence_of(p, list->target, ids[r]);
+        uint32_t at = insert(list, ids[r], probability(p, list->target, d, presence, classes[r]));
         memmove(&list->ranked[at + 1], &list->ranked[at], (list->n - 1 - at) * sizeof(list->ranked[0]));
-        list->ranked[at] = (struct ranked){(uint8_t)r, classes[r], resident};
+        list->ranked[at] = (struct ranked){(uint8_t)r, classes[r], presence};
     }
 }
 
 /* An expert is needed unless every token does without it; tokens between sampled ones are taken to be like them. */
-static void predict_chunk(struct predictor *p, uint32_t target, uint32_t d, uint32_t n_sampled,
-                          uint32_t n_tokens, struct pending *list)
+static void predict_chunk(struct predictor *p, uint32_t d, uint32_t n_sampled, uint32_t n_tokens,
+                          struct pending *list)
 {
     uint32_t n_expert = p->model->hp.n_expert;
     uint32_t ids[RANKS];
     uint8_t classes[RANKS];
+    float *missed = p->per_expert;
     for (uint32_t e = 0; e < n_expert; e++)
-        p->missed[e] = 1.0f;
+        missed[e] = 1.0f;
     for (uint32_t t = 0; t < n_sampled; t++) {
-        uint32_t n = rank_experts(p, p->logits + (size_t)t * n_expert, ids, classes);
+        uint32_t n = rank_token(p, d, list, t, ids, classes);
         for (uint32_t r = 0; r < n; r++) {
-            bool resident = expert_cache_is_resident(p->model->cache, p->layer_of[target], ids[r]);
-            p->missed[ids[r]] *= 1.0f - probability(p, &p->copies[target], d, resident, classes[r]);
+            enum expert_presence presence = presence_of(p, list->target, ids[r]);
+            missed[ids[r]] *= 1.0f - probability(p, list->target, d, presence, classes[r]);
         }
     }
     for (uint32_t e = 0; e < n_expert; e++) {
-        float chosen = 1.0f - powf(p->missed[e], (float)n_tokens / (float)n_sampled);
+        float chosen = 1.0f - powf(missed[e], (float)n_tokens / (float)n_sampled);
         if (chosen > FLOOR)
             insert(list, e, chosen);
     }
@@ -359,16 +386,15 @@ bool predictor_predict(struct predictor *p, struct forward *f, int layer, uint32
         return false;
     double start = clock_seconds();
     struct pending *list = &p->pending[d][target % 2];
-    *list = (struct pending){.target = target,
-                             .clock = f->token_clock,
-                             .single = f->n_tokens == 1,
-                             .experts = list->experts,
-                             .probabilities = list->probabilities};
+    list->target = target;
+    list->clock = f->token_clock;
+    list->single = f->n_tokens == 1;
+    list->n = 0;
     uint32_t n_sampled = router_logits(p, f, &p->copies[target]);
     if (list->single)
-        predict_token(p, target, d, list);
+        predict_token(p, d, list);
     else
-        predict_chunk(p, target, d, n_sampled, f->n_tokens, list);
+        predict_chunk(p, d, n_sampled, f->n_tokens, list);
     *out = (struct prediction){p->layer_of[target], list->n, list->experts, list->probabilities};
     p->seconds += clock_seconds() - start;
     return true;
@@ -376,7 +402,8 @@ bool predictor_predict(struct predictor *p, struct forward *f, int layer, uint32
 
 /* ---- what came of it ---- */
 
-static void score(struct predictor *p, uint32_t d, const struct pending *list, const uint32_t *chosen)
+static void score(struct predictor *p, uint32_t target, uint32_t d, const struct pending *list,
+                  const uint32_t *chosen)
 {
     uint32_t k = p->model->params.top_k;
     for (uint32_t i = 0; i < list->n; i++) {
@@ -384,13 +411,24 @@ static void score(struct predictor *p, uint32_t d, const struct pending *list, c
         for (uint32_t j = 0; j < k; j++)
             right = right || chosen[j] == list->experts[i];
         const struct ranked *ranked = &list->ranked[i];
-        count(&p->pool.cell[d][ranked->resident][ranked->class], right);
-        count(&p->copies[list->target].calibration.cell[d][ranked->resident][ranked->class], right);
+        count(&p->pool.cell[d][ranked->presence][ranked->class], right);
+        count(&p->copies[target].calibration.cell[d][ranked->presence][ranked->class], right);
         p->stats.predicted[d][ranked->rank]++;
         p->stats.right[d][ranked->rank] += right;
     }
     p->stats.chosen[d] += k;
     p->stats.n_ranks = list->n > p->stats.n_ranks ? list->n : p->stats.n_ranks;
+}
+
+/* The logits that the router gave to the chunk's last token: the logarithms of its probabilities, up to their mean. */
+static float *true_logits(struct predictor *p, const struct forward *f)
+{
+    uint32_t n = p->model->hp.n_expert;
+    const float *probabilities = f->s.router + (size_t)(f->n_tokens - 1) * n;
+    for (uint32_t e = 0; e < n; e++)
+        p->per_expert[e] = logf(fmaxf(probabilities[e], FLT_MIN));
+    correction_centre(p->per_expert, n);
+    return p->per_expert;
 }
 
 void predictor_observe(struct predictor *p, struct forward *f, uint32_t layer)
@@ -399,12 +437,18 @@ void predictor_observe(struct predictor *p, struct forward *f, uint32_t layer)
     uint32_t m = find_target(p, (int)layer - 1, 1);
     if (!p->copies[m].known)
         copy_router(p, &p->copies[m], &p->model->layers[layer]);
+    const float *truth = NULL;
     for (uint32_t d = 0; d < DISTANCES; d++) {
         struct pending *list = &p->pending[d][m % 2];
-        if (list->target == m && list->clock == f->token_clock && list->single && f->n_tokens == 1)
-            score(p, d, list, f->s.chosen);
+        bool open = list->target == m && list->clock == f->token_clock;
         if (list->target == m)
             list->target = NONE;
+        if (!open || list->single != (f->n_tokens == 1))
+            continue;
+        if (list->single)
+            score(p, m, d, list, f->s.chosen);
+        truth = truth ? truth : true_logits(p, f);
+        correction_learn(&p->copies[m].correction[d], p->model->ops, list->logits, list->estimate, truth);
     }
     p->seconds += clock_seconds() - start;
 }

@@ -94,6 +94,13 @@ enum expert_prefetch {
 enum expert_prefetch expert_cache_prefetch(struct expert_cache *cache, uint32_t layer, uint32_t expert);
 /* The score that an expert had in an earlier run. Before the first set. */
 void expert_cache_prime(struct expert_cache *cache, uint32_t layer, uint32_t expert, double score);
+enum expert_presence {
+    EXPERT_MISSING,
+    EXPERT_HELD, /* read ahead for its layer's next turn, landed or not */
+    EXPERT_KEPT,
+    EXPERT_PRESENCES
+};
+enum expert_presence expert_cache_presence(struct expert_cache *cache, uint32_t layer, uint32_t expert);
 /* Reads an expert into an empty slot at the lowest priority; never evicts, and gives its slot up to any other read while it
  * waits. False: no slot is empty. */
 bool expert_cache_preload(struct expert_cache *cache, uint32_t layer, uint32_t expert);

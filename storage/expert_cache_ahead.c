@@ -238,6 +238,14 @@ void expert_cache_stop_ahead(struct expert_cache *cache)
     pthread_mutex_unlock(&cache->lock);
 }
 
+enum expert_presence expert_cache_presence(struct expert_cache *cache, uint32_t layer, uint32_t expert)
+{
+    uint32_t index = expert_cache_slot_of(cache, layer, expert);
+    if (index == NONE)
+        return EXPERT_MISSING;
+    return cache->slots[index].ahead == AHEAD_HELD ? EXPERT_HELD : EXPERT_KEPT;
+}
+
 bool expert_cache_is_resident(struct expert_cache *cache, uint32_t layer, uint32_t expert)
 {
     uint32_t index = expert_cache_slot_of(cache, layer, expert);

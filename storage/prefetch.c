@@ -6,13 +6,17 @@
 
 /* The least probability starts where others found the first ranks of a stale gate, and follows the waste: wasted bytes
  * are held at a share of all bytes read. */
-static const double THRESHOLD_FIRST = 0.7;
+static const double THRESHOLD_FIRST = 0.85;
 static const double THRESHOLD_LEAST = 0.3;
 static const double THRESHOLD_MOST = 0.99;
-static const double WASTE_TARGET = 0.04;
+static const double WASTE_TARGET = 0.042;
 static const double THRESHOLD_GAIN = 0.5;  /* change per token over what the waste is off its target */
 static const double THRESHOLD_STEP = 0.03; /* most of it */
-static const double WASTE_MEMORY = 0.97;   /* per token: a half-life of 23 */
+static const double RECENT = 0.97;         /* per token: a half-life of 23 */
+
+/* Nearer predictions are better: the farther ones are for reads that take longer than the window of the nearer. */
+static const double FAR_LATE = 0.67; /* late bytes over all in use */
+enum { FAR_EVERY = 8 };              /* tokens */
 
 static const double WIDTH_FIRST = 2.0;
 static const double WIDTH_MOST = 16.0;
@@ -40,6 +44,11 @@ void prefetch_init(struct prefetch *p, struct expert_cache *cache, struct io_rea
 bool prefetch_wants(const struct prefetch *p)
 {
     return p->on != p->trial && !p->quiet;
+}
+
+bool prefetch_wants_far(const struct prefetch *p)
+{
+    return p->n_tokens % FAR_EVERY == 0 || p->recent_late > FAR_LATE * (p->recent_late + p->recent_useful);
 }
 
 void prefetch_offer(struct prefetch *p, const struct prefetch_candidates *lists, uint32_t n)
@@ -92,8 +101,8 @@ static void adapt_width(struct prefetch *p, uint64_t withdrawn)
 
 static void adapt_threshold(struct prefetch *p, uint64_t wasted, uint64_t bytes)
 {
-    p->recent_wasted = p->recent_wasted * WASTE_MEMORY + (double)wasted;
-    p->recent_bytes = p->recent_bytes * WASTE_MEMORY + (double)bytes;
+    p->recent_wasted = p->recent_wasted * RECENT + (double)wasted;
+    p->recent_bytes = p->recent_bytes * RECENT + (double)bytes;
     double share = p->recent_bytes > 0.0 ? p->recent_wasted / p->recent_bytes : 0.0;
     p->threshold += fmin((share - WASTE_TARGET) * THRESHOLD_GAIN, THRESHOLD_STEP);
     if (p->threshold < THRESHOLD_LEAST)
@@ -168,6 +177,8 @@ void prefetch_chunk_done(struct prefetch *p, uint32_t n_tokens, double seconds)
         now.misses + now.late + now.bytes_useful - p->seen.misses - p->seen.late - p->seen.bytes_useful;
     adapt_width(p, now.withdrawn - p->seen.withdrawn);
     adapt_threshold(p, wasted, bytes - p->seen_bytes);
+    p->recent_useful = p->recent_useful * RECENT + (double)(now.bytes_useful - p->seen.bytes_useful);
+    p->recent_late = p->recent_late * RECENT + (double)(now.bytes_late - p->seen.bytes_late);
     p->n_quiet = missed > 0 ? 0 : p->n_quiet + 1;
     p->quiet = p->n_quiet >= QUIET_TOKENS;
     if (n_tokens == 1 && !p->quiet) {
