@@ -33,7 +33,8 @@ struct outcome {
 enum { CLASSES = 24 };
 static const float MARGIN_STEP = 0.25f; /* standard errors per class; the edge is in the middle */
 
-/* [distance][in the cache][class]: what is not in the cache is chosen less often in the same class. */
+/* [distance][presence][class]: what is not in the cache is chosen less often in the same class, and what an earlier
+ * prediction brought more often. */
 struct calibration {
     struct outcome cell[DISTANCES][EXPERT_PRESENCES][CLASSES];
 };
@@ -131,7 +132,8 @@ static void lay_out_copy(struct router_copy *copy, uint8_t *base, uint64_t *used
 static uint64_t lay_out(struct predictor *p, uint8_t *base, const struct ps_model *model)
 {
     uint64_t n_expert = model->hp.n_expert;
-    uint64_t act_bytes = act_row_bytes(copy_format(model)->act, model->hp.n_embd);
+    uint64_t act_bytes =
+        act_row_bytes(ACT_F32, model->hp.n_embd); /* the largest: a plan precedes the choice */
     uint32_t n_moe = count_moe(model);
     uint64_t used = 0;
     struct predictor at = {.n_moe = n_moe};
@@ -257,8 +259,8 @@ static enum expert_presence presence_of(const struct predictor *p, uint32_t targ
     return expert_cache_presence(p->model->cache, p->layer_of[target], expert);
 }
 
-/* Ranks and classes of a token's experts: by estimated logit, as top-k of the softmax is top-k of the logits. A router
- * that selects by a biased score has its bias added to the estimate here. Returns how many. */
+/* Ranks and classes of a token's experts: by estimated logit, as top-k of the softmax is top-k of the logits. Returns
+ * how many. */
 static uint32_t rank_experts(const struct predictor *p, const struct correction *correction,
                              const float *estimate, uint32_t *ids, uint8_t *classes)
 {
@@ -288,7 +290,7 @@ static uint32_t router_logits(struct predictor *p, struct forward *f, const stru
     const struct ps_model *model = p->model;
     uint32_t width = model->hp.n_embd;
     uint32_t n = f->n_tokens < SAMPLED_TOKENS ? f->n_tokens : SAMPLED_TOKENS;
-    enum act_type type = copy->router.format->act;
+    enum act_type type = model_act_type(model, &copy->router);
     size_t stride = act_row_bytes(type, width);
     for (uint32_t i = 0; i < n; i++) {
         const float *x = f->s.x + (uint64_t)sampled_token(i, n, f->n_tokens) * width;

@@ -16,15 +16,16 @@ struct forward;
 struct ps_model;
 struct predictor;
 
-/* Bytes that a predictor takes for this model and thread count; 0: the model has too few MoE layers for one. */
+/* Bytes that a predictor takes for this model; 0: the model has too few MoE layers for one. */
 uint64_t predictor_memory(const struct ps_model *model);
 enum ps_status predictor_new(struct predictor **out, struct ps_model *model, struct ps_error *err);
 void predictor_free(struct predictor *predictor); /* NULL is fine */
 
 struct prediction {
-    uint32_t layer;          /* of the model */
-    uint32_t n;              /* */
-    const uint32_t *experts; /* [n] most likely first; borrowed until the next prediction of that distance */
+    uint32_t layer; /* of the model */
+    uint32_t n;
+    const uint32_t *
+        experts; /* [n] most likely first; borrowed until the next one of that distance for this or the second next MoE layer */
     const float *probabilities; /* [n] that some token of the chunk chooses the expert, not increasing */
 };
 
@@ -33,7 +34,7 @@ struct prediction {
  * back. False: there is no such layer, or its router was not seen yet. */
 bool predictor_predict(struct predictor *predictor, struct forward *f, int layer, uint32_t step,
                        uint32_t distance, struct prediction *out);
-/* The router of `layer` has chosen (f->s.chosen): takes its copy, and scores the predictions made for it. */
+/* The router of `layer` has chosen (f->s.chosen, f->s.router): takes its copy, and scores the predictions made for it. */
 void predictor_observe(struct predictor *predictor, struct forward *f, uint32_t layer);
 
 void predictor_get_stats(const struct predictor *predictor, struct ps_prediction_stats *stats);

@@ -19,11 +19,17 @@ struct ps_session {
     uint32_t n_last; /* tokens whose hidden states are held */
     const volatile sig_atomic_t *cancel;
     double feed_s; /* time in forward passes since the last reset */
-    double stall_base_s;
+    double stall_base_s, predictor_base_s;
     struct io_reader_stats io_base;
 };
 
 static const volatile sig_atomic_t NEVER = 0;
+
+static double predict_seconds(const struct ps_session *session)
+{
+    const struct predictor *predictor = session->model->predictor;
+    return predictor ? predictor_seconds(predictor) : 0.0;
+}
 
 static double stall_seconds(const struct ps_session *session)
 {
@@ -201,7 +207,7 @@ void ps_session_stats(const struct ps_session *session, struct ps_stats *stats)
         .prefetch_threshold =
             prefetch_wants(&model->prefetch) && model->predictor ? model->prefetch.threshold : 1.0,
         .prefetch_width = model->predictor ? model->prefetch.width : 0.0,
-        .predictor_s = model->predictor ? predictor_seconds(model->predictor) : 0.0,
+        .predictor_s = predict_seconds(session) - session->predictor_base_s,
         .choices = session->forward.lossy.choices,
         .choices_trimmed = session->forward.lossy.trimmed,
         .choices_dropped = session->forward.lossy.dropped,
@@ -222,6 +228,7 @@ void ps_session_reset_stats(struct ps_session *session)
     io_reader_get_stats(session->model->reader, &session->io_base);
     session->stall_base_s = 0.0;
     session->stall_base_s = stall_seconds(session);
+    session->predictor_base_s = predict_seconds(session);
     session->feed_s = 0.0;
     session->forward.lossy = (struct lossy_counts){0};
 }
