@@ -10,6 +10,8 @@
 
 const double ROUTING_TOKENS[ROUTING_PARTS] = {INFINITY, 48, 8, 1.5};
 
+/* Near the fits to recordings of OLMoE (.24 .19 0 .35) and Qwen3-30B-A3B (.35 .19 0 .28); with 5 to 70 % of the experts in
+ * memory the default policy hits within .06 of what it does on either. */
 const struct routing_profile ROUTING_TEXT = {{0.25, 0.2, 0.2, 0.2}};
 
 static double part_correlation(uint32_t part, double distance)
@@ -103,6 +105,33 @@ static void count_lags(const struct replay_trace *trace, const struct layer_visi
     }
 }
 
+/* Adds the correlations of all layers with as many experts as the given one, if it is the first of them. Layers of
+ * different sizes overlap by chance differently; few tokens say more of many layers together. */
+static void add_layers_like(const struct replay_trace *trace, const struct layer_visits *layers,
+                            uint32_t first, double r[N_LAGS], double weight[N_LAGS])
+{
+    struct lag lags[N_LAGS] = {{0}};
+    double chosen = 0, offered = 0;
+    for (uint32_t l = 0; l < trace->n_layers; l++) {
+        if (trace->n_experts[l] != trace->n_experts[first])
+            continue;
+        if (l < first)
+            return;
+        count_lags(trace, &layers[l], lags);
+        offered += (double)layers[l].n * trace->n_experts[l];
+        for (uint64_t v = 0; v < layers[l].n; v++)
+            chosen += layers[l].visit[v]->n;
+    }
+    if (chosen >= offered)
+        return; /* no choice: all experts, or none */
+    for (uint32_t i = 0; i < N_LAGS; i++) {
+        if (lags[i].choices <= 0)
+            continue;
+        r[i] += lags[i].choices * correlation_of(lags[i].common / lags[i].choices, chosen / offered);
+        weight[i] += lags[i].choices;
+    }
+}
+
 /* Non-negative least squares over the lags, by coordinate descent; the shares add up to 1 at most. */
 static void fit_shares(const double r[N_LAGS], const double weight[N_LAGS], double share[ROUTING_PARTS])
 {
@@ -161,25 +190,19 @@ enum ps_status routing_profile_fit(struct routing_profile *out, const struct rep
         status = collect_layers(recorded, layers, pointers, err);
     if (status != PS_OK)
         goto done;
-    struct lag lags[N_LAGS] = {{0}};
-    double chosen = 0, offered = 0;
-    for (uint32_t l = 0; l < recorded->n_layers; l++) {
-        count_lags(recorded, &layers[l], lags);
-        offered += (double)layers[l].n * recorded->n_experts[l];
-    }
-    for (uint64_t v = 0; v < recorded->n_visits; v++)
-        chosen += recorded->visits[v].n;
-    if (lags[0].choices == 0) {
+    double r[N_LAGS] = {0}, weight[N_LAGS] = {0};
+    for (uint32_t l = 0; l < recorded->n_layers; l++)
+        add_layers_like(recorded, layers, l, r, weight);
+    bool pairs = false;
+    for (uint32_t l = 0; l < recorded->n_layers; l++)
+        pairs = pairs || layers[l].n > 1;
+    if (!pairs) {
         status = ps_error_set(err, PS_ERR_ARGUMENT,
                               "routing profile: a recording of two tokens or more is needed");
         goto done;
     }
-    double r[N_LAGS] = {0}, weight[N_LAGS] = {0};
-    for (uint32_t l = 0; l < N_LAGS; l++) {
-        weight[l] = lags[l].choices;
-        if (weight[l] > 0)
-            r[l] = correlation_of(lags[l].common / lags[l].choices, chosen / offered);
-    }
+    for (uint32_t l = 0; l < N_LAGS; l++)
+        r[l] = weight[l] > 0 ? r[l] / weight[l] : 0;
     fit_shares(r, weight, out->share);
 done:
     free(layers);

@@ -185,36 +185,55 @@ static enum ps_status plan_budgets(struct plan *p, struct ps_error *err)
 }
 
 /* Of the budgets that work and are available (else all that work): the largest and the smallest. Returns how many. */
-static uint32_t probe_budgets(const struct plan *p, uint64_t rams[PLAN_MAX_RUNS])
+static uint32_t probe_rows(const struct plan *p, const struct plan_row *rows[PLAN_MAX_RUNS])
 {
     uint32_t n = 0;
     for (int within = 1; within >= 0 && n == 0; within--) {
         for (const struct plan_row *row = p->rows + p->n_rows; row-- > p->rows;) {
             if (!row->fits || (within && !row->within))
                 continue;
-            rams[n < PLAN_MAX_RUNS ? n++ : n - 1] = row->ram;
+            rows[n < PLAN_MAX_RUNS ? n++ : n - 1] = row;
         }
     }
     return n;
 }
 
+/* A model is loaded once. */
+static enum ps_status reopen(struct plan *p, struct ps_error *err)
+{
+    ps_model_free(p->model);
+    p->model = NULL;
+    return ps_model_open(&p->model, p->model_options.path, err);
+}
+
+/* Decodes with a row's budget, and what this process has grown by since the row was planned, so that slots are as many. */
+static bool probe_one(struct plan *p, const struct plan_row *row, int *exit_code)
+{
+    struct ps_error err;
+    struct ps_plan now;
+    struct ps_model_params params = p->model_options.params;
+    params.ram = row->ram;
+    enum ps_status status = ps_model_plan(p->model, &params, &now, &err);
+    if (status != PS_OK && status != PS_ERR_BUDGET) {
+        *exit_code = cli_status(&err);
+        return false;
+    }
+    if (now.process > row->memory.process)
+        params.ram += now.process - row->memory.process;
+    return plan_probe_run(&p->probe, p->model, row->ram, &params, p->options.n, exit_code);
+}
+
 static bool run_probe(struct plan *p, int *exit_code)
 {
     struct ps_error err;
-    uint64_t rams[PLAN_MAX_RUNS];
-    uint32_t n = probe_budgets(p, rams);
+    const struct plan_row *rows[PLAN_MAX_RUNS];
+    uint32_t n = probe_rows(p, rows);
     for (uint32_t i = 0; i < n; i++) {
-        struct ps_model_params params = p->model_options.params;
-        params.ram = rams[i];
-        if (i > 0) { /* a model is loaded once */
-            ps_model_free(p->model);
-            p->model = NULL;
-            if (ps_model_open(&p->model, p->model_options.path, &err) != PS_OK) {
-                *exit_code = cli_status(&err);
-                return false;
-            }
+        if (i > 0 && reopen(p, &err) != PS_OK) {
+            *exit_code = cli_status(&err);
+            return false;
         }
-        if (!plan_probe_run(&p->probe, p->model, &params, p->options.n, exit_code))
+        if (!probe_one(p, rows[i], exit_code))
             return false;
     }
     plan_probe_finish(&p->probe);

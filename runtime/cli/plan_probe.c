@@ -305,12 +305,12 @@ static enum ps_status measure(struct decoder *d, struct ps_model *model, const s
     return probe->n_runs > 1 || compute_of_samples(d) ? PS_OK : compute_of_repeats(d, err);
 }
 
-bool plan_probe_run(struct plan_probe *probe, struct ps_model *model, const struct ps_model_params *params,
-                    uint32_t n, int *exit_code)
+bool plan_probe_run(struct plan_probe *probe, struct ps_model *model, uint64_t ram,
+                    const struct ps_model_params *params, uint32_t n, int *exit_code)
 {
     struct ps_error err;
     struct decoder d = {.probe = probe, .run = &probe->runs[probe->n_runs++], .shows = isatty(STDERR_FILENO)};
-    d.run->ram = params->ram;
+    d.run->ram = ram;
     n = n > ENOUGH_TOKENS ? n : ENOUGH_TOKENS;
     cli_catch_interrupt();
     enum ps_status status = PS_ERR_ARGUMENT;

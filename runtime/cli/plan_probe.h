@@ -35,9 +35,9 @@ struct plan_probe {
 /* Loads `model` (its owner stays the caller, and its memory in use until it is freed) and decodes; the first run measures
  * the drive and computing as well. Once per budget, from the largest down: it holds what computing alone needs, and fills
  * the most memory for the first time, which a process that has had some finds slower. n: tokens that count, as bench
- * decode's -n; more are decoded where they are fast. False: the message is printed, *exit_code set. */
-bool plan_probe_run(struct plan_probe *probe, struct ps_model *model, const struct ps_model_params *params,
-                    uint32_t n, int *exit_code);
+ * decode's -n; more are decoded where they are fast. ram: what the run is to stand for. False: the message is printed, *exit_code set. */
+bool plan_probe_run(struct plan_probe *probe, struct ps_model *model, uint64_t ram,
+                    const struct ps_model_params *params, uint32_t n, int *exit_code);
 /* Fits the runs. */
 void plan_probe_finish(struct plan_probe *probe);
 void plan_probe_deinit(struct plan_probe *probe);
