@@ -12,6 +12,8 @@
 enum {
     RANKS = PS_PREDICTION_RANKS,
     DISTANCES = PS_PREDICTION_DISTANCES,
+    LEARN_ALL = 64,      /* outcomes of a layer and distance that its correction learns from, then only */
+    LEARN_EVERY = 4,     /* every few tokens: learning costs half as much as predicting */
     SAMPLED_TOKENS = 16, /* of a chunk: it needs most experts anyway, and the cost must stay small */
     Q8_VALUES = 32,      /* Q8_0: 32 weights as int8 with one F16 scale */
     Q8_BYTES = 34,
@@ -449,6 +451,9 @@ void predictor_observe(struct predictor *p, struct forward *f, uint32_t layer)
             continue;
         if (list->single)
             score(p, m, d, list, f->s.chosen);
+        const struct correction *correction = &p->copies[m].correction[d];
+        if (correction->n_learnt >= LEARN_ALL && (f->token_clock + m) % LEARN_EVERY != 0)
+            continue;
         truth = truth ? truth : true_logits(p, f);
         correction_learn(&p->copies[m].correction[d], p->model->ops, list->logits, list->estimate, truth);
     }

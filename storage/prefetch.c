@@ -14,9 +14,12 @@ static const double THRESHOLD_GAIN = 0.5;  /* change per token over what the was
 static const double THRESHOLD_STEP = 0.03; /* most of it */
 static const double RECENT = 0.97;         /* per token: a half-life of 23 */
 
-/* Nearer predictions are better: the farther ones are for reads that take longer than the window of the nearer. */
+/* Nearer predictions are better: the farther ones are for reads that take longer than the window of the nearer, on a
+ * drive that has time. */
 static const double FAR_LATE = 0.67; /* late bytes over all in use */
-enum { FAR_EVERY = 8 };              /* tokens */
+static const double FAR_BUSY = 0.7;  /* bytes/s of a token over the most seen */
+static const double PEAK_MEMORY = 0.995;
+enum { FAR_EVERY = 8 }; /* tokens */
 
 static const double WIDTH_FIRST = 2.0;
 static const double WIDTH_MOST = 16.0;
@@ -48,7 +51,8 @@ bool prefetch_wants(const struct prefetch *p)
 
 bool prefetch_wants_far(const struct prefetch *p)
 {
-    return p->n_tokens % FAR_EVERY == 0 || p->recent_late > FAR_LATE * (p->recent_late + p->recent_useful);
+    bool late = p->recent_late > FAR_LATE * (p->recent_late + p->recent_useful);
+    return p->n_tokens % FAR_EVERY == 0 || (late && p->rate < FAR_BUSY * p->peak_rate);
 }
 
 void prefetch_offer(struct prefetch *p, const struct prefetch_candidates *lists, uint32_t n)
@@ -183,6 +187,9 @@ void prefetch_chunk_done(struct prefetch *p, uint32_t n_tokens, double seconds)
     p->quiet = p->n_quiet >= QUIET_TOKENS;
     if (n_tokens == 1 && !p->quiet) {
         p->n_tokens++;
+        if (seconds > 0.0)
+            p->rate = (double)(bytes - p->seen_bytes) / seconds;
+        p->peak_rate = fmax(p->peak_rate * PEAK_MEMORY, p->rate);
         time_token(p, seconds);
     }
     p->seen = now;

@@ -51,14 +51,15 @@ struct prefetch {
     uint64_t seen_bytes;
     double recent_wasted, recent_bytes; /* decayed sums */
     double recent_useful, recent_late;  /* of what was read ahead */
+    double rate, peak_rate;             /* bytes/s over the last token, and about the most so far */
     uint32_t n_quiet;                   /* tokens in a row without a miss */
 };
 
 void prefetch_init(struct prefetch *prefetch, struct expert_cache *cache, struct io_reader *reader);
 /* Whether predictions are of use now; where not, there need not be any. */
 bool prefetch_wants(const struct prefetch *prefetch);
-/* Whether predictions from farther off are worth making for this token: while most of what is read ahead comes too late,
- * and now and then, so that there are outcomes. */
+/* Whether predictions from farther off are worth making for this token: while most of what is read ahead comes too late
+ * though the drive has time, and now and then, so that there are outcomes. */
 bool prefetch_wants_far(const struct prefetch *prefetch);
 /* Reads ahead what is worth it of the lists, which belong to layers that have not begun. n <= 4. */
 void prefetch_offer(struct prefetch *prefetch, const struct prefetch_candidates *lists, uint32_t n);
