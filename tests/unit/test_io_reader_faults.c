@@ -10,6 +10,7 @@ struct fault {
     int64_t result; /* what the read returns instead; positive: a short read of at most so many bytes */
     uint32_t times; /* how often, over all reads of the file at or past offset */
     uint64_t offset;
+    bool direct_only; /* buffered reads pass */
     uint32_t hits;
 };
 
@@ -18,7 +19,7 @@ static int64_t inject(void *context, const struct io_read *read, int64_t result)
     struct fault *fault = context;
     if (read->file != 0 || read->offset < fault->offset || fault->hits >= fault->times)
         return result;
-    if (fault->result >= result)
+    if (fault->result >= result || (fault->direct_only && !read->direct))
         return result;
     fault->hits++;
     uint64_t kept = read->resume + (uint64_t)(fault->result > 0 ? fault->result : 0);
@@ -119,7 +120,7 @@ static void file_that_refuses_direct_reads_is_read_buffered(void **state)
     struct io_reader *reader = open_reader(fixture, (struct io_reader_config){0});
     if (!io_reader_is_direct(reader))
         skip(); /* nothing to fall back from */
-    struct fault fault = {.result = -EINVAL, .times = 3};
+    struct fault fault = {.result = -EINVAL, .times = UINT32_MAX, .direct_only = true};
     set_filter(reader, inject, &fault);
     struct io_range range = {.offset = 99, .length = 20 * SPLIT};
     uint8_t *buffer = new_buffer(io_range_span(range.offset, range.length));
