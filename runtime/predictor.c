@@ -97,10 +97,11 @@ static const struct block_format *copy_format(const struct ps_model *model)
     return block_format_find(model->hp.n_embd % Q8_VALUES == 0 ? BLOCK_Q8_0 : BLOCK_F32);
 }
 
-/* A map is kept where it is small beside the copies of the routers, in bytes and in time. */
-static bool with_maps(const struct ps_model *model)
+/* A map is kept where it is small beside the copies of the routers, in bytes and in time, and where there is something to
+ * learn: how a missing MoE block moves the logits. */
+static bool with_map(const struct ps_model *model, uint32_t distance)
 {
-    return 8ull * model->hp.n_expert <= model->hp.n_embd;
+    return distance > 0 && 8ull * model->hp.n_expert <= model->hp.n_embd;
 }
 
 static void *carve(uint8_t *base, uint64_t *used, uint64_t bytes)
@@ -123,10 +124,10 @@ static void lay_out_copy(struct router_copy *copy, uint8_t *base, uint64_t *used
         copy->norm = norm;
     }
     for (uint32_t d = 0; d < DISTANCES; d++) {
-        float *floats =
-            carve(base, used, correction_floats(hp->n_expert, with_maps(model)) * sizeof(*floats));
+        bool map = with_map(model, d);
+        float *floats = carve(base, used, correction_floats(hp->n_expert, map) * sizeof(*floats));
         if (base)
-            correction_init(&copy->correction[d], hp->n_expert, with_maps(model), floats);
+            correction_init(&copy->correction[d], hp->n_expert, map, floats);
     }
 }
 
@@ -298,6 +299,11 @@ static uint32_t router_logits(struct predictor *p, struct forward *f, const stru
         const float *x = f->s.x + (uint64_t)sampled_token(i, n, f->n_tokens) * width;
         model->ops->rms_norm(p->row, x, copy->norm, width, model->hp.norm_eps);
         model->matmul->act_quantize(type, p->row, p->acts + i * stride, width);
+    }
+    if (n == 1) { /* a few microseconds: less than it takes to share the work */
+        model->matmul->matmul(&copy->router, 0, copy->router.n_rows, type, p->acts, stride, 1, p->logits,
+                              model->hp.n_expert);
+        return 1;
     }
     struct matmul_job job = {.w = &copy->router,
                              .acts = p->acts,
