@@ -10,12 +10,22 @@ enum block_type { /* ggml type ids */
                   BLOCK_F32 = 0,
                   BLOCK_F16 = 1,
                   BLOCK_Q4_0 = 2,
+                  BLOCK_Q4_1 = 3,
+                  BLOCK_Q5_0 = 6,
+                  BLOCK_Q5_1 = 7,
                   BLOCK_Q8_0 = 8,
+                  BLOCK_Q2_K = 10,
+                  BLOCK_Q3_K = 11,
                   BLOCK_Q4_K = 12,
                   BLOCK_Q5_K = 13,
                   BLOCK_Q6_K = 14,
+                  BLOCK_IQ4_NL = 20,
+                  BLOCK_IQ4_XS = 23,
                   BLOCK_BF16 = 30,
                   BLOCK_MXFP4 = 39,
+                  BLOCK_NVFP4 = 40,
+                  BLOCK_Q1_0 = 41,
+                  BLOCK_Q2_0 = 42,
 };
 
 /* How activations are stored for a product with weights of a format. */

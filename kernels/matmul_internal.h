@@ -9,12 +9,16 @@
  *     pair[j] = fma(f[2j+1], s[2j+1], f[2j] * s[2j])
  *     acc += (pair[0] + pair[1]) + (pair[2] + pair[3])
  *   The blocks that a row's last chunk lacks count as f = s = 0.
+ *   With a min m for each block (Q4_1, Q5_1: weights d * q + m), after that
+ *     pair[j] = fma(m[2j+1], n[2j+1], fma(m[2j], n[2j], pair[j]))    n[i] = activation scale * (float)(sum of x)
+ *   With a scale for each run of 16 (NVFP4), f and s are of runs, four to a pair, added in order
+ *     pair[j] = fma(f[4j+3], s[4j+3], fma(f[4j+2], s[4j+2], fma(f[4j+1], s[4j+1], f[4j] * s[4j])))
  *
  * Superblock formats, activations ACT_Q8_K: a chunk is one superblock, weights d * scale * q - dmin * min, with
  * unsigned q and integer scales and mins for each 16 values
  *     acc = fma((float)(sum of scale * q * x), d * dx, acc)
  *     acc = fma((float)(sum of min * x), -(dmin * dx), acc)
- *   Where the offset is in units of d (Q6_K: min = 32 * scale), it is taken off the first sum and the second step
+ *   Where the offset is in units of d (Q6_K: min = 32 * scale) or q is signed (IQ4_XS), it is taken off the first sum and the second step
  *   is left out.
  *
  * With F32 activations each level has its own order of lanes. */

@@ -6,7 +6,10 @@
 
 /* A chunk of weights in the terms of matmul_internal.h. */
 struct block32_chunk {
-    float d[CHUNK_BLOCKS];
+    unsigned run;        /* values that share a scale: 32, or 16 */
+    float d[CHUNK_SUBS]; /* of runs */
+    bool has_mins;       /* else m is not used */
+    float m[CHUNK_BLOCKS];
     int w[CHUNK]; /* signed */
 };
 
@@ -42,6 +45,96 @@ static void unpack_q4_0(const uint8_t *blocks, unsigned n_blocks, struct block32
     }
 }
 
+static void unpack_q4_1(const uint8_t *blocks, unsigned n_blocks, struct block32_chunk *out)
+{
+    const struct block_q4_1 *b = (const void *)blocks;
+    out->has_mins = true;
+    for (unsigned i = 0; i < n_blocks; i++) {
+        out->d[i] = load_f16(b[i].d);
+        out->m[i] = load_f16(b[i].m);
+        for (unsigned j = 0; j < 16; j++) {
+            out->w[32 * i + j] = b[i].q[j] & 15;
+            out->w[32 * i + 16 + j] = b[i].q[j] >> 4;
+        }
+    }
+}
+
+/* The 32 values of Q5_0 and Q5_1, unsigned. */
+static void unpack_5_bits(const uint8_t q[16], const uint8_t high[4], int *out)
+{
+    for (unsigned j = 0; j < 32; j++) {
+        int low = (q[j % 16] >> (4 * (j / 16))) & 15;
+        out[j] = low + 16 * ((high[j / 8] >> (j % 8)) & 1);
+    }
+}
+
+static void unpack_q5_0(const uint8_t *blocks, unsigned n_blocks, struct block32_chunk *out)
+{
+    const struct block_q5_0 *b = (const void *)blocks;
+    for (unsigned i = 0; i < n_blocks; i++) {
+        out->d[i] = load_f16(b[i].d);
+        unpack_5_bits(b[i].q, b[i].high, out->w + 32 * i);
+        for (unsigned j = 0; j < 32; j++) {
+            out->w[32 * i + j] -= 16;
+        }
+    }
+}
+
+static void unpack_q5_1(const uint8_t *blocks, unsigned n_blocks, struct block32_chunk *out)
+{
+    const struct block_q5_1 *b = (const void *)blocks;
+    out->has_mins = true;
+    for (unsigned i = 0; i < n_blocks; i++) {
+        out->d[i] = load_f16(b[i].d);
+        out->m[i] = load_f16(b[i].m);
+        unpack_5_bits(b[i].q, b[i].high, out->w + 32 * i);
+    }
+}
+
+static void unpack_q1_0(const uint8_t *blocks, unsigned n_blocks, struct block32_chunk *out)
+{
+    const struct block_q1_0 *b = (const void *)blocks;
+    for (unsigned j = 0; j < 32 * n_blocks; j++) {
+        out->d[j / 32] = load_f16(b[j / 128].d);
+        out->w[j] = ((b[j / 128].q[j % 128 / 8] >> (j % 8)) & 1) != 0 ? 1 : -1;
+    }
+}
+
+static void unpack_q2_0(const uint8_t *blocks, unsigned n_blocks, struct block32_chunk *out)
+{
+    const struct block_q2_0 *b = (const void *)blocks;
+    for (unsigned j = 0; j < 32 * n_blocks; j++) {
+        out->d[j / 32] = load_f16(b[j / 64].d);
+        out->w[j] = ((b[j / 64].q[j % 64 / 4] >> (2 * (j % 4))) & 3) - 1;
+    }
+}
+
+static void unpack_iq4_nl(const uint8_t *blocks, unsigned n_blocks, struct block32_chunk *out)
+{
+    const struct block_iq4_nl *b = (const void *)blocks;
+    for (unsigned i = 0; i < n_blocks; i++) {
+        out->d[i] = load_f16(b[i].d);
+        for (unsigned j = 0; j < 16; j++) {
+            out->w[32 * i + j] = IQ4_VALUES[b[i].q[j] & 15];
+            out->w[32 * i + 16 + j] = IQ4_VALUES[b[i].q[j] >> 4];
+        }
+    }
+}
+
+static void unpack_nvfp4(const uint8_t *blocks, unsigned n_blocks, struct block32_chunk *out)
+{
+    const struct block_nvfp4 *b = (const void *)blocks;
+    out->run = 16;
+    for (unsigned i = 0; i < 2 * n_blocks; i++) {
+        unsigned sub = i % 4;
+        out->d[i] = ue4m3_half(b[i / 4].d[sub]);
+        for (unsigned j = 0; j < 8; j++) {
+            out->w[16 * i + j] = MXFP4_VALUES[b[i / 4].q[sub][j] & 15];
+            out->w[16 * i + 8 + j] = MXFP4_VALUES[b[i / 4].q[sub][j] >> 4];
+        }
+    }
+}
+
 static void unpack_mxfp4(const uint8_t *blocks, unsigned n_blocks, struct block32_chunk *out)
 {
     const struct block_mxfp4 *b = (const void *)blocks;
@@ -51,6 +144,50 @@ static void unpack_mxfp4(const uint8_t *blocks, unsigned n_blocks, struct block3
             out->w[32 * i + j] = MXFP4_VALUES[b[i].q[j] & 15];
             out->w[32 * i + 16 + j] = MXFP4_VALUES[b[i].q[j] >> 4];
         }
+    }
+}
+
+static void unpack_q2_k(const uint8_t *block, struct superblock *out)
+{
+    const struct block_q2_k *b = (const void *)block;
+    out->d = load_f16(b->d);
+    out->dmin = load_f16(b->dmin);
+    out->has_mins = true;
+    for (unsigned i = 0; i < CHUNK_SUBS; i++) {
+        out->scale[i] = b->scales[i] & 15;
+        out->min[i] = b->scales[i] >> 4;
+    }
+    for (unsigned j = 0; j < CHUNK; j++) {
+        out->q[j] = (b->q[32 * (j / 128) + j % 32] >> (2 * (j % 128 / 32))) & 3;
+    }
+}
+
+static void unpack_q3_k(const uint8_t *block, struct superblock *out)
+{
+    const struct block_q3_k *b = (const void *)block;
+    out->d = load_f16(b->d);
+    out->has_mins = false;
+    uint8_t scales[16];
+    q3_k_scales_unpack(b->scales, scales);
+    for (unsigned i = 0; i < CHUNK_SUBS; i++) {
+        out->scale[i] = scales[i] - 32;
+    }
+    for (unsigned j = 0; j < CHUNK; j++) {
+        int low = (b->q[32 * (j / 128) + j % 32] >> (2 * (j % 128 / 32))) & 3;
+        out->q[j] = low + 4 * ((b->high[j % 32] >> (j / 32)) & 1) - 4;
+    }
+}
+
+static void unpack_iq4_xs(const uint8_t *block, struct superblock *out)
+{
+    const struct block_iq4_xs *b = (const void *)block;
+    out->d = load_f16(b->d);
+    out->has_mins = false;
+    for (unsigned i = 0; i < CHUNK_SUBS; i++) {
+        out->scale[i] = iq4_xs_scale(b, i / 2) - 32;
+    }
+    for (unsigned j = 0; j < CHUNK; j++) {
+        out->q[j] = IQ4_VALUES[(b->q[16 * (j / 32) + j % 16] >> (4 * (j % 32 / 16))) & 15];
     }
 }
 
@@ -109,34 +246,45 @@ static void unpack_q6_k(const uint8_t *block, struct superblock *out)
 
 static const struct format_unpack {
     uint32_t type; /* enum block_type; one of the two functions */
-    void (*block32)(const uint8_t *blocks, unsigned n_blocks, struct block32_chunk *out);
+    void (*block32)(const uint8_t *blocks, unsigned n_blocks, struct block32_chunk *out); /* n_blocks of 32 */
     void (*superblock)(const uint8_t *block, struct superblock *out);
 } unpacks[] = {
-    {BLOCK_Q8_0, unpack_q8_0, NULL}, {BLOCK_Q4_0, unpack_q4_0, NULL}, {BLOCK_MXFP4, unpack_mxfp4, NULL},
-    {BLOCK_Q4_K, NULL, unpack_q4_k}, {BLOCK_Q5_K, NULL, unpack_q5_k}, {BLOCK_Q6_K, NULL, unpack_q6_k},
+    {BLOCK_Q8_0, unpack_q8_0, NULL},     {BLOCK_Q4_0, unpack_q4_0, NULL}, {BLOCK_MXFP4, unpack_mxfp4, NULL},
+    {BLOCK_Q4_1, unpack_q4_1, NULL},     {BLOCK_Q5_0, unpack_q5_0, NULL}, {BLOCK_Q5_1, unpack_q5_1, NULL},
+    {BLOCK_Q1_0, unpack_q1_0, NULL},     {BLOCK_Q2_0, unpack_q2_0, NULL}, {BLOCK_IQ4_NL, unpack_iq4_nl, NULL},
+    {BLOCK_NVFP4, unpack_nvfp4, NULL},   {BLOCK_Q2_K, NULL, unpack_q2_k}, {BLOCK_Q3_K, NULL, unpack_q3_k},
+    {BLOCK_Q4_K, NULL, unpack_q4_k},     {BLOCK_Q5_K, NULL, unpack_q5_k}, {BLOCK_Q6_K, NULL, unpack_q6_k},
+    {BLOCK_IQ4_XS, NULL, unpack_iq4_xs},
 };
 
-static float dot_block32(const struct format_unpack *unpack, const uint8_t *row, const struct act_q8_0 *x,
-                         uint64_t n_blocks, uint32_t block_bytes)
+/* What blocks 2j and 2j + 1 of a chunk add, of which n blocks are there. */
+static float dot_block32_pair(const struct block32_chunk *w, const struct act_q8_0 *x, unsigned n, unsigned j)
+{
+    float pair = 0;
+    for (unsigned begin = 64 * j; begin < 64 * (j + 1) && begin < 32 * n; begin += w->run) {
+        int sum = 0;
+        for (unsigned i = begin; i < begin + w->run; i++) {
+            sum += w->w[i] * x[i / 32].q[i % 32];
+        }
+        pair = fmaf((float)sum, w->d[begin / w->run] * x[begin / 32].d, pair);
+    }
+    for (unsigned i = 2 * j; i < 2 * j + 2 && i < n && w->has_mins; i++) {
+        pair = fmaf(w->m[i], x[i].d * (float)x[i].sum, pair);
+    }
+    return pair;
+}
+
+static float dot_block32(const struct format_unpack *unpack, const struct block_format *format,
+                         const uint8_t *row, const struct act_q8_0 *x, uint64_t n_blocks)
 {
     float acc = 0;
     for (uint64_t begin = 0; begin < n_blocks; begin += CHUNK_BLOCKS) {
         unsigned n = n_blocks - begin < CHUNK_BLOCKS ? (unsigned)(n_blocks - begin) : CHUNK_BLOCKS;
-        struct block32_chunk w;
-        unpack->block32(row + begin * block_bytes, n, &w);
-        float f[CHUNK_BLOCKS] = {0};
-        float s[CHUNK_BLOCKS] = {0};
-        for (unsigned i = 0; i < n; i++) {
-            int sum = 0;
-            for (unsigned j = 0; j < 32; j++) {
-                sum += w.w[32 * i + j] * x[begin + i].q[j];
-            }
-            f[i] = (float)sum;
-            s[i] = w.d[i] * x[begin + i].d;
-        }
+        struct block32_chunk w = {.run = 32, .has_mins = false};
+        unpack->block32(row + block_row_bytes(format, 32 * begin), n, &w);
         float pair[CHUNK_BLOCKS / 2];
         for (unsigned j = 0; j < CHUNK_BLOCKS / 2; j++) {
-            pair[j] = fmaf(f[2 * j + 1], s[2 * j + 1], f[2 * j] * s[2 * j]);
+            pair[j] = dot_block32_pair(&w, x + begin, n, j);
         }
         acc += (pair[0] + pair[1]) + (pair[2] + pair[3]);
     }
@@ -199,7 +347,7 @@ static float dot(const struct weight *w, const uint8_t *row, enum act_type act, 
     const struct format_unpack *unpack = find_unpack(format->type);
     switch (act) {
     case ACT_Q8_0:
-        return dot_block32(unpack, row, x, w->n_cols / 32, format->bytes);
+        return dot_block32(unpack, format, row, x, w->n_cols / 32);
     case ACT_Q8_K:
         return dot_superblock(unpack, row, x, w->n_cols / 256, format->bytes);
     default:

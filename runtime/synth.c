@@ -20,23 +20,16 @@ struct type_choice {
 };
 
 static const struct type_choice choices[] = {
-    {"q4_K_M", BLOCK_Q4_K, 15, true},
-    {"q4_K", BLOCK_Q4_K, 14, false},
-    {"q5_K", BLOCK_Q5_K, 16, false},
-    {"q6_K", BLOCK_Q6_K, 18, false},
-    {"q8_0", BLOCK_Q8_0, 7, false},
-    {"q4_0", BLOCK_Q4_0, 2, false},
-    {"mxfp4", BLOCK_MXFP4, 38, false},
-    {"f16", BLOCK_F16, 1, false},
-    {"bf16", BLOCK_BF16, 32, false},
-    {"f32", BLOCK_F32, 0, false},
-    {"q2_K", 10, 10, false},
-    {"q3_K", 11, 12, false},
-    {"q4_1", 3, 3, false},
-    {"q5_0", 6, 8, false},
-    {"q5_1", 7, 9, false},
-    {"iq4_nl", 20, 25, false},
-    {"iq4_xs", 23, 30, false},
+    {"q4_K_M", BLOCK_Q4_K, 15, true},    {"q4_K", BLOCK_Q4_K, 14, false},
+    {"q5_K", BLOCK_Q5_K, 16, false},     {"q6_K", BLOCK_Q6_K, 18, false},
+    {"q8_0", BLOCK_Q8_0, 7, false},      {"q4_0", BLOCK_Q4_0, 2, false},
+    {"mxfp4", BLOCK_MXFP4, 38, false},   {"f16", BLOCK_F16, 1, false},
+    {"bf16", BLOCK_BF16, 32, false},     {"f32", BLOCK_F32, 0, false},
+    {"q2_K", BLOCK_Q2_K, 10, false},     {"q3_K", BLOCK_Q3_K, 12, false},
+    {"q4_1", BLOCK_Q4_1, 3, false},      {"q5_0", BLOCK_Q5_0, 8, false},
+    {"q5_1", BLOCK_Q5_1, 9, false},      {"iq4_nl", BLOCK_IQ4_NL, 25, false},
+    {"iq4_xs", BLOCK_IQ4_XS, 30, false}, {"nvfp4", BLOCK_NVFP4, 39, false},
+    {"q1_0", BLOCK_Q1_0, 40, false},     {"q2_0", BLOCK_Q2_0, 41, false},
 };
 
 enum { N_CHOICES = sizeof(choices) / sizeof(choices[0]) };

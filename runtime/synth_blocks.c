@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels/block_format.h"
+#include "kernels/block_layout.h"
 #include "kernels/vector_ops.h"
 #include "storage/gguf.h"
 
@@ -127,6 +128,12 @@ static void finish_mxfp4(const struct synth_fill *fill, uint8_t *block)
     block[0] = (uint8_t)(fill->exponent + (block[0] < fill->exponent_threshold));
 }
 
+static void finish_nvfp4(const struct synth_fill *fill, uint8_t *block)
+{
+    for (unsigned i = 0; i < 4; i++)
+        block[i] = (uint8_t)(fill->exponent + (block[i] < fill->exponent_threshold));
+}
+
 /* Mean squares: of q uniform over n integers about their mean, (n^2 - 1) / 12, plus the mean's square where it is not
  * shifted away; times that of the integer scales. */
 #define SQUARE_K_SCALES 2341.5f /* 32..63 */
@@ -141,15 +148,18 @@ static const struct synth_recipe recipes[] = {
     {BLOCK_Q6_K, 208, ABSENT, 0, true, SQUARE_SIGNED_6 * 9557.5f, finish_q6_scales},
     {BLOCK_Q5_K, 0, 2, 15.5f, false, 85.25f * SQUARE_K_SCALES, finish_k_scales},
     {BLOCK_Q4_K, 0, 2, 7.5f, false, 21.25f * SQUARE_K_SCALES, finish_k_scales},
-    {11 /* q3_K */, 108, ABSENT, 0, true, 5.5f * SQUARE_SIGNED_6, NULL},
-    {10 /* q2_K */, 80, 82, 1.5f, false, 1.25f * 137.5f, finish_q2_scales},
-    {7 /* q5_1 */, 0, 2, -15.5f, false, 85.25f, NULL},
-    {6 /* q5_0 */, 0, ABSENT, 0, true, 85.5f, NULL},
-    {3 /* q4_1 */, 0, 2, -7.5f, false, 21.25f, NULL},
+    {BLOCK_Q3_K, 108, ABSENT, 0, true, 5.5f * SQUARE_SIGNED_6, NULL},
+    {BLOCK_Q2_K, 80, 82, 1.5f, false, 1.25f * 137.5f, finish_q2_scales},
+    {BLOCK_Q5_1, 0, 2, -15.5f, false, 85.25f, NULL},
+    {BLOCK_Q5_0, 0, ABSENT, 0, true, 85.5f, NULL},
+    {BLOCK_Q4_1, 0, 2, -7.5f, false, 21.25f, NULL},
     {BLOCK_Q4_0, 0, ABSENT, 0, true, 21.5f, NULL},
-    {23 /* iq4_xs */, 0, ABSENT, 0, true, SQUARE_SIGNED_6 *SQUARE_IQ4_NL, NULL},
-    {20 /* iq4_nl */, 0, ABSENT, 0, true, SQUARE_IQ4_NL, NULL},
+    {BLOCK_IQ4_XS, 0, ABSENT, 0, true, SQUARE_SIGNED_6 *SQUARE_IQ4_NL, NULL},
+    {BLOCK_IQ4_NL, 0, ABSENT, 0, true, SQUARE_IQ4_NL, NULL},
     {BLOCK_MXFP4, ABSENT, ABSENT, 0, false, 34.25f, finish_mxfp4},
+    {BLOCK_NVFP4, ABSENT, ABSENT, 0, false, 34.25f, finish_nvfp4},
+    {BLOCK_Q1_0, 0, ABSENT, 0, false, 1.0f, NULL},
+    {BLOCK_Q2_0, 0, ABSENT, 0, true, 1.5f, NULL},
 };
 
 enum { N_RECIPES = sizeof(recipes) / sizeof(recipes[0]) };
@@ -251,6 +261,18 @@ static void init_exponent(struct synth_fill *fill, float d)
     fill->exponent_threshold = (uint8_t)(next * 256);
 }
 
+/* The code of the largest UE4M3 scale up to d, mixed with the next one so that the mean square is d^2. */
+static void init_ue4m3(struct synth_fill *fill, float d)
+{
+    uint8_t code = 0;
+    while (code < 0x7d && ue4m3_half((uint8_t)(code + 1)) <= d)
+        code++;
+    float low = ue4m3_half(code), high = ue4m3_half((uint8_t)(code + 1));
+    float next = fminf((d * d - low * low) / (high * high - low * low), 0.999f);
+    fill->exponent = code;
+    fill->exponent_threshold = (uint8_t)(next * 256);
+}
+
 bool synth_fill_init(struct synth_fill *fill, uint32_t type, float mean, float std,
                      const float gauss[SYNTH_GAUSS_SIZE])
 {
@@ -259,6 +281,8 @@ bool synth_fill_init(struct synth_fill *fill, uint32_t type, float mean, float s
         float d = std / sqrtf(fill->recipe->moment);
         if (type == BLOCK_MXFP4)
             init_exponent(fill, d);
+        else if (type == BLOCK_NVFP4)
+            init_ue4m3(fill, d);
         else
             init_scales(fill, d);
         return true;

@@ -23,7 +23,7 @@ struct synth_fill {
     float mean, std;
     uint16_t scale[SYNTH_SCALES]; /* F16, one drawn per block */
     uint16_t min[SYNTH_SCALES];   /* F16 that goes with it */
-    uint8_t exponent;             /* MXFP4: this or the next one */
+    uint8_t exponent;             /* MXFP4, NVFP4: this scale or the next one */
     uint8_t exponent_threshold;   /* next one when a random byte is below it */
     uint32_t *gauss;              /* float formats: [SYNTH_GAUSS_SIZE] bit patterns; owned */
 };

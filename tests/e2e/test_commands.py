@@ -13,7 +13,6 @@ STATISTICS = {
     *("peak_rss_bytes", "budget_bytes", "trunk_bytes", "kv_bytes", "cache_bytes", "slots", "token_cycle_bytes"),
     *("io_backend", "direct"),
 }
-RUNNABLE_TYPES = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q4_K_M", "MXFP4"}
 TOKENS = [(i * 13) % 97 for i in range(20)]
 TINY = ("--layers", 3, "--embd", 256, "--heads", 4, "--kv-heads", 2, "--head-dim", 64, "--vocab", 128, "--ctx", 128)
 TINY_EXPERTS = ("--experts", 8, "--top-k", 2, "--expert-ff", 256)
@@ -89,15 +88,11 @@ class Synth(harness.TestCase):
             with self.subTest(arch=arch):
                 self.check_streams_exactly(self.synth(f"{arch}.gguf", "--arch", arch, *TINY_EXPERTS))
 
-    def test_every_runnable_weight_type_streams_exactly(self):
+    def test_every_weight_type_streams_exactly(self):
         for weights in harness.choices("--type", "synth", "-o", self.path("x")):
             with self.subTest(type=weights):
                 flags = ("--arch", "qwen3moe", *TINY_EXPERTS, "--type", weights)
-                path = self.synth(f"{weights}.gguf", *flags)
-                if weights.upper() in RUNNABLE_TYPES:
-                    self.check_streams_exactly(path)
-                else:  # for other programs to read
-                    self.assertIn(weights, self.fails("run", "-m", path, "--prompt-tokens", "1", "-n", 1, "--print", "tokens"))
+                self.check_streams_exactly(self.synth(f"{weights}.gguf", *flags))
 
     def test_dense_model_runs(self):
         path = self.synth("dense.gguf", "--arch", "llama", "--experts", 0, "--ff", 512)

@@ -14,7 +14,10 @@ import harness
 from harness import needs_shared, shared
 
 ARCHITECTURES = {"llama", "olmoe", "qwen2moe", "qwen3moe"}
-TYPES = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"}
+TYPES = {
+    *("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4"),
+}
 
 EXACT = ("--activations", "f32")
 NATIVE = ("--activations", "auto")

@@ -1,4 +1,5 @@
 /* Block formats against ggml's own dequantization, and CPU levels. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,6 +11,7 @@
 #include <cmocka.h>
 
 #include "kernels/block_format.h"
+#include "kernels/block_layout.h"
 #include "kernels/cpu.h"
 
 /* The whole of a golden file of `format`, or NULL where the goldens are absent. */
@@ -64,7 +66,7 @@ static void dequantizes_as_ggml_to_the_bit(void **state)
         print_message("no golden data under %s\n", TEST_SHARED_DIR);
         skip();
     }
-    assert_int_equal(n_found, 8); /* all but F32 */
+    assert_int_equal(n_found, 18); /* all but F32 */
 }
 
 static void f32_is_copied(void **state)
@@ -83,7 +85,7 @@ static void formats_are_found_by_type(void **state)
     for (; block_format_at(n) != NULL; n++) {
         assert_ptr_equal(block_format_find(block_format_at(n)->type), block_format_at(n));
     }
-    assert_int_equal(n, 9);
+    assert_int_equal(n, 19);
     assert_null(block_format_at(n + 1));
     assert_null(block_format_find(4)); /* a type that ggml removed */
     assert_string_equal(block_format_find(39)->name, "MXFP4");
@@ -98,9 +100,35 @@ static void row_bytes_count_whole_blocks(void **state)
     assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q8_0), 96), 3 * 34);
     assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q4_0), 96), 3 * 18);
     assert_int_equal(block_row_bytes(block_format_find(BLOCK_MXFP4), 96), 3 * 17);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q4_1), 96), 3 * 20);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q5_0), 96), 3 * 22);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q5_1), 96), 3 * 24);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ4_NL), 96), 3 * 18);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_NVFP4), 192), 3 * 36);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q1_0), 384), 3 * 18);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q2_0), 192), 3 * 18);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q2_K), 512), 2 * 84);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q3_K), 512), 2 * 110);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ4_XS), 512), 2 * 136);
     assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q4_K), 512), 2 * 144);
     assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q5_K), 512), 2 * 176);
     assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q6_K), 512), 2 * 210);
+}
+
+static void nvfp4_scales_are_halved_and_nan_is_0(void **state)
+{
+    (void)state;
+    for (int e = 0; e < 256; e++) {
+        struct block_nvfp4 block = {.d = {(uint8_t)e, 0x38, 0x38, 0x38}};
+        memset(block.q, 0x22, sizeof(block.q)); /* 2 halves */
+        int exponent = e >> 3 & 15;
+        float mantissa = (float)(e & 7) / 8 + (exponent > 0 ? 1 : 0);
+        float expected = e == 0x7f ? 0 : ldexpf(mantissa, (exponent > 0 ? exponent : 1) - 7);
+        float out[64];
+        block_format_find(BLOCK_NVFP4)->dequantize(&block, out, 64);
+        assert_true(out[0] == expected);
+        assert_true(out[63] == 1.0f);
+    }
 }
 
 static void cpu_level_names_parse_back(void **state)
@@ -136,6 +164,7 @@ int main(void)
         cmocka_unit_test(f32_is_copied),
         cmocka_unit_test(formats_are_found_by_type),
         cmocka_unit_test(row_bytes_count_whole_blocks),
+        cmocka_unit_test(nvfp4_scales_are_halved_and_nan_is_0),
         cmocka_unit_test(cpu_level_names_parse_back),
         cmocka_unit_test(best_level_is_the_highest_available),
     };

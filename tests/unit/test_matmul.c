@@ -62,6 +62,17 @@ static void set_scales(uint32_t type, uint8_t *block, float d)
     case BLOCK_MXFP4:
         block[0] = (uint8_t)(bits >> 23);
         break;
+    case BLOCK_NVFP4: /* any byte is a scale */
+        break;
+    case BLOCK_Q2_K:
+        store_f16(block + offsetof(struct block_q2_k, d), d);
+        store_f16(block + offsetof(struct block_q2_k, dmin), d);
+        break;
+    case BLOCK_Q3_K:
+        store_f16(block + offsetof(struct block_q3_k, d), d);
+        break;
+    case BLOCK_Q4_1:
+    case BLOCK_Q5_1:
     case BLOCK_Q4_K:
     case BLOCK_Q5_K:
         store_f16(block, d);
@@ -402,7 +413,8 @@ static void check_bad_scales(const struct block_format *format, enum act_type ac
     const float bad[] = {NAN, INFINITY, -INFINITY};
     struct matrix m = matrix_new(format, 6, format->values == 1 ? 256 : format->values * 8);
     struct acts x = acts_new(act, 9, m.w.n_cols);
-    bool no_bad = format->type == BLOCK_MXFP4; /* every E8M0 byte stands for a number here */
+    /* every E8M0 and UE4M3 byte stands for a number here */
+    bool no_bad = format->type == BLOCK_MXFP4 || format->type == BLOCK_NVFP4;
     for (unsigned i = 0; i < 3; i++) {
         const struct matmul_kernels *kernels;
         for (unsigned v = 0; (kernels = matmul_variant_at(v)) != NULL; v++) {
