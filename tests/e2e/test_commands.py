@@ -11,8 +11,9 @@ STATISTICS = {
     *("prompt_tokens", "generated_tokens", "prefill_tok_s", "decode_tok_s", "ttft_s"),
     *("expert_hits", "expert_misses", "bytes_demand", "bytes_speculative", "bytes_wasted", "stall_s", "compute_s"),
     *("peak_rss_bytes", "budget_bytes", "trunk_bytes", "kv_bytes", "cache_bytes", "slots", "token_cycle_bytes"),
-    *("io_backend", "direct"),
+    *("io_backend", "direct", "parts_s"),
 }
+PARTS = {"trunk", "experts", "attention", "router", "norms", "sync", "other"}
 RUNNABLE_TYPES = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q4_K_M", "MXFP4"}
 TOKENS = [(i * 13) % 97 for i in range(20)]
 TINY = ("--layers", 3, "--embd", 256, "--heads", 4, "--kv-heads", 2, "--head-dim", 64, "--vocab", 128, "--ctx", 128)
@@ -67,6 +68,37 @@ class Statistics(harness.TestCase):
                 self.assertLessEqual(STATISTICS, set(stats))
                 self.assertEqual(stats["generated_tokens"], 12)
                 self.assertGreater(stats["decode_tok_s"], 0)
+
+    def test_bench_prefill_measures_what_it_was_asked_for(self):
+        arguments = ("bench", "prefill", "-m", BUNDLED_MODEL, "-n", 50, "--chunk", 20, "--warm-up", 1, "--repeat", 3)
+        _, stats = self.statistics(*arguments)
+        self.assertLessEqual(STATISTICS, set(stats))
+        self.assertEqual(stats["prompt_tokens"], 3 * 50)
+        self.assertEqual(stats["generated_tokens"], 0)
+        self.assertEqual(len(stats["rates_tok_s"]), 3)
+        self.assertEqual(stats["prefill_tok_s"], sorted(stats["rates_tok_s"])[1])
+
+    def test_warm_up_leaves_no_trace_in_the_counts(self):
+        arguments = ("bench", "decode", "-m", BUNDLED_MODEL, "-n", 6, "--warm-up", 1, "--repeat", 2, "--ram", "1G")
+        _, stats = self.statistics(*arguments)
+        self.assertEqual(stats["generated_tokens"], 2 * 6)
+        self.assertEqual((stats["expert_hits"], stats["expert_misses"]), (2 * 6 * 6 * 4, 0))
+        low, high = stats["rates_tok_s"]
+        self.assertAlmostEqual(stats["decode_tok_s"], (low + high) / 2, delta=1e-5 * high)
+
+    def test_parts_of_a_step_make_up_the_time_of_computing(self):
+        for threads in (1, 2):
+            arguments = ("bench", "decode", "-m", BUNDLED_MODEL, "-n", 12, "--warm-up", 1, "--threads", threads)
+            _, stats = self.statistics(*arguments)
+            parts = stats["parts_s"]
+            self.assertEqual(set(parts), PARTS)
+            self.assertAlmostEqual(sum(parts.values()), stats["compute_s"], delta=1e-3 * stats["compute_s"])
+            for part in PARTS - {"sync", "other"}:
+                self.assertGreater(parts[part], 0, part)
+            self.assertEqual(parts["sync"] > 0, threads > 1)
+
+    def test_bench_prefill_refuses_what_has_no_prompt(self):
+        self.fails("bench", "prefill", "-m", BUNDLED_MODEL, "--tokens", "greedy", code=2)
 
 
 class Synth(harness.TestCase):
