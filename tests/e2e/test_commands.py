@@ -101,6 +101,45 @@ class Statistics(harness.TestCase):
         self.fails("bench", "prefill", "-m", BUNDLED_MODEL, "--tokens", "greedy", code=2)
 
 
+class BenchKernels(harness.TestCase):
+    TINY = ("bench", "kernels", "--rows", 40, "--cols", 256, "--memory", "1M", "--seconds", 0, "--threads", 2)
+    BATCHES = (1, 8, 512)
+
+    def test_json_has_every_format_of_the_table(self):
+        formats = harness.choices("--format", "bench", "kernels")
+        self.assertGreaterEqual(len(formats), 9)
+        report = json.loads(self.ok(*self.TINY, "--json").text)
+        self.assertEqual((report["rows"], report["cols"], report["threads"]), (40, 256, 2))
+        self.assertIn(report["cpu"], harness.choices("--cpu", "bench", "kernels"))
+        for peak in ("read_gb_s", "int8_gop_s", "f32_gflop_s"):
+            self.assertGreater(report[peak], 0)
+        results = report["results"]
+        self.assertEqual([(r["format"], r["tokens"]) for r in results], [(f, n) for f in formats for n in self.BATCHES])
+        for result in results:
+            for figure in ("gb_s", "gop_s", "of_read", "of_peak"):
+                self.assertGreater(result[figure], 0, result)
+            # Bits per weight, from the two rates of the same passes: 1 to 32, with scales.
+            bits = 8 * result["gb_s"] / (result["gop_s"] / (2 * result["tokens"]))
+            self.assertTrue(1 < bits < 33, result)
+
+    def test_table_has_a_line_per_format_and_batch(self):
+        text = self.ok(*self.TINY, "--format", "Q8_0", "--cpu", "scalar").text
+        rows = [line.split() for line in text.splitlines() if line.startswith("Q8_0")]
+        self.assertEqual([int(row[1]) for row in rows], list(self.BATCHES))
+        self.assertTrue(text.startswith("scalar, 2 threads"), text)
+
+    def test_every_level_of_this_machine_runs(self):
+        for level in harness.choices("--cpu", "bench", "kernels"):
+            result = harness.run(*self.TINY, "--cpu", level, "--json")
+            if result.code == 2:
+                self.assertIn(level, self.assert_one_error(result, 2))
+            else:
+                self.assertEqual(json.loads(result.text)["cpu"], level)
+
+    def test_shapes_that_no_format_has_are_refused(self):
+        self.assertIn("300", self.fails("bench", "kernels", "--cols", 300, code=2))
+
+
 class Synth(harness.TestCase):
     def synth(self, name, *flags):
         path = self.path(name)
