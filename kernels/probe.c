@@ -55,9 +55,8 @@ static uint64_t multiply_f32(uint64_t rounds)
             acc[i] = acc[i] * b + b;
         }
     }
-    volatile float end = 0.0f;
     for (int i = 0; i < ACCUMULATORS; i++) {
-        end += acc[i];
+        __asm__ volatile("" : : "m"(acc[i]));
     }
     return rounds * ACCUMULATORS * 2;
 }

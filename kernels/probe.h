@@ -9,7 +9,7 @@
 #include "kernels/cpu.h"
 
 struct probe_kernels {
-    /* Loads every byte of data, which bytes (a multiple of 512) long; the result depends on all of them. */
+    /* Loads every byte of data; bytes is a multiple of 512. The result depends on all of them. */
     uint64_t (*read)(const void *data, size_t bytes);
     /* Rounds of independent multiply-adds out of registers; returns how many operations (a multiplication and an
      * addition are two) they are. int8: the product of unsigned and signed bytes, summed in int32. */
