@@ -66,7 +66,7 @@ void run_ffns(struct forward *f, const struct ffn_job *jobs, uint32_t n)
                                        .out = jobs[j].out,
                                        .out_stride = jobs[j].down.n_rows};
     }
-    thread_pool_run(f->model->pool, ffn_chunk, &region, region.first_chunk[n]);
+    run_region(f, ffn_chunk, &region, region.first_chunk[n]);
     run_matmuls(f, downs, n);
 }
 

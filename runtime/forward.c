@@ -4,6 +4,34 @@
 #include "runtime/forward_internal.h"
 #include "runtime/trunk.h"
 
+/* ---- parallel regions ---- */
+
+struct timed_region {
+    thread_pool_fn *fn;
+    void *arg;
+    double caller_done; /* when the calling thread's last chunk was done */
+};
+
+static void timed_chunk(void *arg, uint32_t chunk, unsigned worker)
+{
+    struct timed_region *region = arg;
+    region->fn(region->arg, chunk, worker);
+    if (worker == 0)
+        region->caller_done = clock_seconds();
+}
+
+void run_region(struct forward *f, thread_pool_fn *fn, void *arg, uint32_t n_chunks)
+{
+    struct thread_pool *pool = f->model->pool;
+    if (thread_pool_size(pool) == 1) {
+        thread_pool_run(pool, fn, arg, n_chunks);
+        return;
+    }
+    struct timed_region region = {.fn = fn, .arg = arg, .caller_done = clock_seconds()};
+    thread_pool_run(pool, timed_chunk, &region, n_chunks);
+    f->parts.waited += clock_seconds() - region.caller_done;
+}
+
 /* ---- activations ---- */
 
 struct acts acts_of(struct forward *f, const float *x, size_t stride, uint32_t n_tokens, uint64_t n_cols)
@@ -39,7 +67,7 @@ const void *acts_for(struct forward *f, struct acts *acts, const struct weight *
     *stride = act_row_bytes(type, acts->n_cols);
     if (!acts->ready[type]) {
         struct round_args args = {.kernels = f->model->matmul, .acts = acts, .type = type};
-        thread_pool_run(f->model->pool, round_token, &args, acts->n_tokens);
+        run_region(f, round_token, &args, acts->n_tokens);
         acts->ready[type] = true;
     }
     return acts->rounded[type];
@@ -89,7 +117,7 @@ void run_matmuls(struct forward *f, const struct matmul_job *jobs, uint32_t n)
         region.chunk_rows[j] = rows;
         region.first_chunk[j + 1] = region.first_chunk[j] + (uint32_t)((jobs[j].w->n_rows + rows - 1) / rows);
     }
-    thread_pool_run(f->model->pool, matmul_chunk, &region, region.first_chunk[n]);
+    run_region(f, matmul_chunk, &region, region.first_chunk[n]);
 }
 
 static struct matmul_job chunk_job(struct forward *f, struct acts *acts, const struct weight *w, float *out)
@@ -117,7 +145,7 @@ static void token_chunk(void *arg, uint32_t token, unsigned worker)
 void for_each_token(struct forward *f, void (*fn)(struct forward *f, uint32_t token, void *arg), void *arg)
 {
     struct token_args args = {.f = f, .fn = fn, .arg = arg};
-    thread_pool_run(f->model->pool, token_chunk, &args, f->n_tokens);
+    run_region(f, token_chunk, &args, f->n_tokens);
 }
 
 struct norm_args {
@@ -235,7 +263,7 @@ static void attend(struct forward *f, uint32_t layer)
                  .head_dim_v = hp->head_dim_v,
                  .scale = hp->attention_scale},
     };
-    thread_pool_run(f->model->pool, attend_item, &a, attention_n_items(&a.args));
+    run_region(f, attend_item, &a, attention_n_items(&a.args));
 }
 
 static void add_branch(struct forward *f, uint32_t token, void *arg)
@@ -252,18 +280,23 @@ void block_attention(struct forward *f, uint32_t layer, const struct attention_o
     const struct hparams *hp = &f->model->hp;
     struct weight *w = f->model->layers[layer].w;
     norm_chunk(f, &w[LT_ATTN_NORM], f->s.x, f->s.normed);
+    step_part_done(&f->parts, PS_PART_NORMS);
     struct acts acts = acts_of(f, f->s.normed, hp->n_embd, f->n_tokens, hp->n_embd);
     struct matmul_job jobs[3] = {chunk_job(f, &acts, &w[LT_Q], f->s.q), chunk_job(f, &acts, &w[LT_K], f->s.k),
                                  chunk_job(f, &acts, &w[LT_V], f->s.v)};
     run_matmuls(f, jobs, 3);
+    step_part_done(&f->parts, PS_PART_TRUNK);
     struct qkv_args args = {.layer = layer, .options = options};
     for_each_token(f, finish_qkv, &args);
     attend(f, layer);
+    step_part_done(&f->parts, PS_PART_ATTENTION);
     size_t width = (size_t)hp->n_head * hp->head_dim_v;
     struct acts attended = acts_of(f, f->s.attended, width, f->n_tokens, width);
     struct matmul_job output = chunk_job(f, &attended, &w[LT_ATTN_OUTPUT], f->s.branch);
     run_matmuls(f, &output, 1);
+    step_part_done(&f->parts, PS_PART_TRUNK);
     for_each_token(f, add_branch, &w[LT_ATTN_OUTPUT_BIAS]);
+    step_part_done(&f->parts, PS_PART_NORMS);
 }
 
 void block_dense_ffn(struct forward *f, uint32_t layer)
@@ -271,9 +304,12 @@ void block_dense_ffn(struct forward *f, uint32_t layer)
     const struct hparams *hp = &f->model->hp;
     struct weight *w = f->model->layers[layer].w;
     norm_chunk(f, &w[LT_FFN_NORM], f->s.x, f->s.normed);
+    step_part_done(&f->parts, PS_PART_NORMS);
     struct acts acts = acts_of(f, f->s.normed, hp->n_embd, f->n_tokens, hp->n_embd);
     run_chunk_ffn(f, &acts, &w[LT_FFN_GATE], &w[LT_FFN_UP], &w[LT_FFN_DOWN], f->s.branch);
+    step_part_done(&f->parts, PS_PART_TRUNK);
     for_each_token(f, add_branch, NULL);
+    step_part_done(&f->parts, PS_PART_NORMS);
 }
 
 bool layer_is_moe(const struct forward *f, uint32_t layer)
@@ -312,6 +348,7 @@ enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t 
     f->n_tokens = n;
     f->position = f->kv->n_used;
     f->moe_layer = 0;
+    step_parts_start(&f->parts);
     for_each_token(f, prepare_token, (void *)(uintptr_t)tokens);
     predict_ahead(f, -1, PREDICT_AT_START);
     for (uint32_t il = 0; il < model->hp.n_layers; il++) {
@@ -320,12 +357,14 @@ enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t 
         enum ps_status status = trunk_begin_layer(model->trunk, il, err);
         if (status != PS_OK)
             return status;
+        step_part_done(&f->parts, PS_PART_OTHER);
         status = model->arch->layer(f, il, err);
         trunk_end_layer(model->trunk, il);
         if (status != PS_OK)
             return status;
     }
     norm_chunk(f, &model->global[GT_OUTPUT_NORM], f->s.x, f->s.hidden);
+    step_part_done(&f->parts, PS_PART_NORMS);
     f->kv->n_used += n;
     f->token_clock += n;
     return PS_OK;
@@ -334,7 +373,9 @@ enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t 
 void forward_logits(struct forward *f, uint32_t first, uint32_t n, float *out)
 {
     uint32_t width = f->model->hp.n_embd;
+    step_parts_start(&f->parts);
     struct acts acts = acts_of(f, f->s.hidden + (size_t)first * width, width, n, width);
     struct matmul_job job = chunk_job(f, &acts, &f->model->global[GT_OUTPUT], out);
     run_matmuls(f, &job, 1);
+    step_part_done(&f->parts, PS_PART_TRUNK);
 }

@@ -9,6 +9,7 @@
 #include "runtime/lossy.h"
 #include "runtime/model.h"
 #include "runtime/scratch.h"
+#include "runtime/step_parts.h"
 
 struct forward {
     struct ps_model *model;
@@ -23,6 +24,7 @@ struct forward {
     void *prediction_ctx;
     uint32_t moe_layer; /* MoE layers passed in this chunk */
     struct lossy_counts lossy;
+    struct step_parts parts;
 };
 
 /* Computes the residual stream and hidden[] of n tokens that continue the sequence; the KV cache grows by n when all
@@ -33,6 +35,9 @@ enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t 
 void forward_logits(struct forward *f, uint32_t first, uint32_t n, float *out);
 
 /* ---- for the block files ---- */
+
+/* thread_pool_run, whose waiting at the end counts as sync. */
+void run_region(struct forward *f, thread_pool_fn *fn, void *arg, uint32_t n_chunks);
 
 struct acts acts_of(struct forward *f, const float *x, size_t stride, uint32_t n_tokens, uint64_t n_cols);
 /* The rows in the form that w takes, rounded on first use; *stride in bytes. */

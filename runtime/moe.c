@@ -195,7 +195,7 @@ static void compute_views(struct moe_layer *m, const struct expert_view *views, 
     /* Rounded before the parallel region: acts_for is not for concurrent first use. */
     acts_for(m->f, m->acts, &m->gate, &stride);
     acts_for(m->f, m->acts, &m->up, &stride);
-    thread_pool_run(m->f->model->pool, make_job, m, n);
+    run_region(m->f, make_job, m, n);
     run_ffns(m->f, m->jobs, n);
 }
 
@@ -245,14 +245,19 @@ static enum ps_status stream_experts(struct forward *f, uint32_t layer, struct a
     struct expert_set set;
     expert_set_begin(cache, &set, layer, f->s.expert_ids, n_distinct, f->token_clock + f->n_tokens);
     predict_ahead(f, (int)layer, PREDICT_AT_ROUTER);
-    if (f->model->layers[layer].w[LT_SHARED_UP].format)
+    if (f->model->layers[layer].w[LT_SHARED_UP].format) {
+        step_part_done(&f->parts, PS_PART_OTHER);
         compute_shared(f, layer, acts);
+        step_part_done(&f->parts, PS_PART_TRUNK);
+    }
     /* Few at a time in prefill, so that slots come free for the next reads early. */
     struct expert_view views[MAX_JOBS];
     uint32_t most = f->n_tokens == 1 ? MAX_JOBS : MAX_JOBS / 4;
     uint32_t n;
     while ((n = expert_set_next(cache, &set, views, most)) > 0) {
+        step_part_done(&f->parts, PS_PART_OTHER);
         compute_views(&m, views, n);
+        step_part_done(&f->parts, PS_PART_EXPERTS);
         expert_set_release(cache, &set, views, n);
     }
     return expert_set_end(cache, &set, err);
@@ -263,8 +268,10 @@ enum ps_status block_moe(struct forward *f, uint32_t layer, const struct moe_opt
 {
     const struct hparams *hp = &f->model->hp;
     norm_chunk(f, &f->model->layers[layer].w[LT_FFN_NORM], f->s.x, f->s.normed);
+    step_part_done(&f->parts, PS_PART_NORMS);
     struct acts acts = acts_of(f, f->s.normed, hp->n_embd, f->n_tokens, hp->n_embd);
     route(f, layer, options, &acts);
+    step_part_done(&f->parts, PS_PART_ROUTER);
     if (f->model->predictor)
         predictor_observe(f->model->predictor, f, layer);
     if (lossy_choose(f, layer))
@@ -272,7 +279,9 @@ enum ps_status block_moe(struct forward *f, uint32_t layer, const struct moe_opt
     enum ps_status status = stream_experts(f, layer, &acts, err);
     if (status != PS_OK)
         return status;
+    step_part_done(&f->parts, PS_PART_OTHER);
     for_each_token(f, sum_token, &f->model->layers[layer]);
+    step_part_done(&f->parts, PS_PART_EXPERTS);
     predict_ahead(f, (int)layer, PREDICT_AT_END);
     return PS_OK;
 }

@@ -206,6 +206,19 @@ typedef void ps_prediction_fn(void *ctx, uint32_t moe_layer, uint32_t distance, 
                               const float *probabilities);
 void ps_session_on_prediction(struct ps_session *session, ps_prediction_fn *fn, void *ctx);
 
+/* Parts of a forward pass. */
+enum ps_part {
+    PS_PART_TRUNK,   /* products with resident weights: attention's, shared experts, dense FFN, output head */
+    PS_PART_EXPERTS, /* routed experts, and their weighted sum */
+    PS_PART_ATTENTION, /* bias, q/k norms, rotation, KV cache, attention */
+    PS_PART_ROUTER,    /* its product and the choice */
+    PS_PART_NORMS,     /* of the residual stream, and adding to it */
+    PS_PART_SYNC,      /* the calling thread waits for the others */
+    PS_PART_OTHER,     /* embedding, predictor, cache */
+    PS_N_PARTS,
+};
+const char *ps_part_name(enum ps_part part); /* "trunk", ... */
+
 struct ps_stats {
     uint64_t expert_hits;   /* found in memory */
     uint64_t expert_late;   /* found being read ahead: compute waited for the rest, if at all */
@@ -221,11 +234,12 @@ struct ps_stats {
     double predictor_s;        /* time spent predicting */
     /* Lossy modes: (token, layer, rank) choices in all, and those changed. */
     uint64_t choices, choices_trimmed, choices_dropped, choices_substituted;
-    double stall_s;          /* compute waited for reads */
-    double compute_s;        /* forward passes without the stalls */
-    uint64_t peak_rss_bytes; /* of the process, since its start */
-    const char *io_backend;  /* in use */
-    bool direct;             /* in use for every file */
+    double stall_s;            /* compute waited for reads */
+    double compute_s;          /* forward passes without the stalls */
+    double part_s[PS_N_PARTS]; /* what compute_s consists of */
+    uint64_t peak_rss_bytes;   /* of the process, since its start */
+    const char *io_backend;    /* in use */
+    bool direct;               /* in use for every file */
     uint32_t threads;
     const char *cpu;
 };

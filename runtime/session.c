@@ -186,6 +186,13 @@ bool ps_session_experts(const struct ps_session *session, uint32_t moe_layer, st
     return false;
 }
 
+const char *ps_part_name(enum ps_part part)
+{
+    static const char *const names[PS_N_PARTS] = {"trunk", "experts", "attention", "router",
+                                                  "norms", "sync",    "other"};
+    return names[part];
+}
+
 void ps_session_stats(const struct ps_session *session, struct ps_stats *stats)
 {
     const struct ps_model *model = session->model;
@@ -220,6 +227,13 @@ void ps_session_stats(const struct ps_session *session, struct ps_stats *stats)
         .threads = thread_pool_size(model->pool),
         .cpu = cpu_level_name(model->matmul->level),
     };
+    /* Stalls fall into PS_PART_OTHER. It is what the others leave, so that the sum is compute_s. */
+    double left = stats->compute_s;
+    for (int part = 0; part < PS_PART_OTHER; part++) {
+        stats->part_s[part] = session->forward.parts.seconds[part];
+        left -= stats->part_s[part];
+    }
+    stats->part_s[PS_PART_OTHER] = left > 0.0 ? left : 0.0;
 }
 
 void ps_session_reset_stats(struct ps_session *session)
@@ -231,4 +245,5 @@ void ps_session_reset_stats(struct ps_session *session)
     session->predictor_base_s = predict_seconds(session);
     session->feed_s = 0.0;
     session->forward.lossy = (struct lossy_counts){0};
+    session->forward.parts = (struct step_parts){0};
 }

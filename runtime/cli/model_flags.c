@@ -172,6 +172,35 @@ static double per_second(uint64_t n, double seconds)
     return n > 0 && seconds > 0.0 ? (double)n / seconds : 0.0;
 }
 
+/* The middle of what was measured several times. */
+static double median_rate(const struct run_times *t)
+{
+    return (t->rates[(t->n_rates - 1) / 2] + t->rates[t->n_rates / 2]) / 2.0;
+}
+
+static double prefill_rate(const struct run_times *t)
+{
+    return t->rates && t->decode_steps == 0 ? median_rate(t) : per_second(t->prompt_tokens, t->prefill_s);
+}
+
+static double decode_rate(const struct run_times *t)
+{
+    return t->rates && t->decode_steps > 0 ? median_rate(t) : per_second(t->decode_steps, t->decode_s);
+}
+
+void print_parts(const struct loaded_model *m)
+{
+    struct ps_stats stats;
+    ps_session_stats(m->session, &stats);
+    double whole = stats.compute_s + stats.stall_s;
+    if (whole <= 0.0)
+        return;
+    fputs("time in", stderr);
+    for (int part = 0; part < PS_N_PARTS; part++)
+        fprintf(stderr, " %s %.1f%%,", ps_part_name((enum ps_part)part), 100.0 * stats.part_s[part] / whole);
+    fprintf(stderr, " stalls %.1f%%\n", 100.0 * stats.stall_s / whole);
+}
+
 void print_summary(const struct loaded_model *m, const struct run_times *times)
 {
     struct ps_stats stats;
@@ -185,9 +214,8 @@ void print_summary(const struct loaded_model *m, const struct run_times *times)
             "prompt %" PRIu64 " tokens, %.2f tok/s; generated %" PRIu64
             ", %.2f tok/s; first token %.2f s; experts %.1f%% hit, %s "
             "read%s, stalled %.2f s; peak memory %s\n",
-            times->prompt_tokens, per_second(times->prompt_tokens, times->prefill_s), times->generated_tokens,
-            per_second(times->decode_steps, times->decode_s), times->ttft_s,
-            asked > 0 ? 100.0 * (double)stats.expert_hits / (double)asked : 100.0,
+            times->prompt_tokens, prefill_rate(times), times->generated_tokens, decode_rate(times),
+            times->ttft_s, asked > 0 ? 100.0 * (double)stats.expert_hits / (double)asked : 100.0,
             size_format(stats.bytes_demand, text[0]), warm, stats.stall_s,
             size_format(stats.peak_rss_bytes, text[1]));
     print_lossy(m);
@@ -215,7 +243,7 @@ static void print_prediction_stats(FILE *out, const struct ps_session *session)
     }
 }
 
-/* JSON by hand: the object is flat and its values are numbers and our own words. */
+/* JSON by hand: values are numbers and our own words. */
 static bool print_stats(FILE *out, const struct loaded_model *m, const struct run_times *t)
 {
     struct ps_stats s;
@@ -261,8 +289,8 @@ static bool print_stats(FILE *out, const struct loaded_model *m, const struct ru
         const char *key;
         double value;
     } figures[] = {
-        {"prefill_tok_s", per_second(t->prompt_tokens, t->prefill_s)},
-        {"decode_tok_s", per_second(t->decode_steps, t->decode_s)},
+        {"prefill_tok_s", prefill_rate(t)},
+        {"decode_tok_s", decode_rate(t)},
         {"prefill_s", t->prefill_s},
         {"decode_s", t->decode_s},
         {"ttft_s", t->ttft_s},
@@ -278,6 +306,16 @@ static bool print_stats(FILE *out, const struct loaded_model *m, const struct ru
         fprintf(out, "\"%s\": %" PRIu64 ", ", counts[i].key, counts[i].value);
     for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++)
         fprintf(out, "\"%s\": %.6g, ", figures[i].key, figures[i].value);
+    fputs("\"parts_s\": {", out);
+    for (int part = 0; part < PS_N_PARTS; part++)
+        fprintf(out, "%s\"%s\": %.6g", part ? ", " : "", ps_part_name((enum ps_part)part), s.part_s[part]);
+    fputs("}, ", out);
+    if (t->rates) {
+        fputs("\"rates_tok_s\": [", out);
+        for (uint32_t i = 0; i < t->n_rates; i++)
+            fprintf(out, "%s%.6g", i ? ", " : "", t->rates[i]);
+        fputs("], ", out);
+    }
     print_prediction_stats(out, m->session);
     fprintf(out, "\"io_backend\": \"%s\", \"direct\": %s, \"cpu\": \"%s\"}\n", s.io_backend,
             s.direct ? "true" : "false", s.cpu);

@@ -39,10 +39,15 @@ struct run_times {
     double prefill_s, decode_s; /* time for the prompt / for decode_steps tokens after it */
     uint64_t decode_steps;
     double ttft_s; /* from the command's start to the first token */
+    /* Of a measurement that was repeated: tokens/s of each time, ascending; NULL: one time, and what the sums say. */
+    const double *rates;
+    uint32_t n_rates;
 };
 
 /* One line on stderr; with lossy modes on, print_lossy's as well. */
 void print_summary(const struct loaded_model *m, const struct run_times *times);
+/* What share of the time each part of a forward pass took, one line on stderr. */
+void print_parts(const struct loaded_model *m);
 /* How often lossy modes changed the computation, one line on stderr; nothing when all are off. */
 void print_lossy(const struct loaded_model *m);
 /* One JSON object to path ("-": stdout). Returns an exit code; the message is printed. */

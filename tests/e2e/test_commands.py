@@ -11,8 +11,9 @@ STATISTICS = {
     *("prompt_tokens", "generated_tokens", "prefill_tok_s", "decode_tok_s", "ttft_s"),
     *("expert_hits", "expert_misses", "bytes_demand", "bytes_speculative", "bytes_wasted", "stall_s", "compute_s"),
     *("peak_rss_bytes", "budget_bytes", "trunk_bytes", "kv_bytes", "cache_bytes", "slots", "token_cycle_bytes"),
-    *("io_backend", "direct"),
+    *("io_backend", "direct", "parts_s"),
 }
+PARTS = {"trunk", "experts", "attention", "router", "norms", "sync", "other"}
 TOKENS = [(i * 13) % 97 for i in range(20)]
 TINY = ("--layers", 3, "--embd", 256, "--heads", 4, "--kv-heads", 2, "--head-dim", 64, "--vocab", 128, "--ctx", 128)
 TINY_EXPERTS = ("--experts", 8, "--top-k", 2, "--expert-ff", 256)
@@ -66,6 +67,76 @@ class Statistics(harness.TestCase):
                 self.assertLessEqual(STATISTICS, set(stats))
                 self.assertEqual(stats["generated_tokens"], 12)
                 self.assertGreater(stats["decode_tok_s"], 0)
+
+    def test_bench_prefill_measures_what_it_was_asked_for(self):
+        arguments = ("bench", "prefill", "-m", BUNDLED_MODEL, "-n", 50, "--chunk", 20, "--warm-up", 1, "--repeat", 3)
+        _, stats = self.statistics(*arguments)
+        self.assertLessEqual(STATISTICS, set(stats))
+        self.assertEqual(stats["prompt_tokens"], 3 * 50)
+        self.assertEqual(stats["generated_tokens"], 0)
+        self.assertEqual(len(stats["rates_tok_s"]), 3)
+        self.assertEqual(stats["prefill_tok_s"], sorted(stats["rates_tok_s"])[1])
+
+    def test_warm_up_leaves_no_trace_in_the_counts(self):
+        arguments = ("bench", "decode", "-m", BUNDLED_MODEL, "-n", 6, "--warm-up", 1, "--repeat", 2, "--ram", "1G")
+        _, stats = self.statistics(*arguments)
+        self.assertEqual(stats["generated_tokens"], 2 * 6)
+        self.assertEqual((stats["expert_hits"], stats["expert_misses"]), (2 * 6 * 6 * 4, 0))
+        low, high = stats["rates_tok_s"]
+        self.assertAlmostEqual(stats["decode_tok_s"], (low + high) / 2, delta=1e-5 * high)
+
+    def test_parts_of_a_step_make_up_the_time_of_computing(self):
+        for threads in (1, 2):
+            arguments = ("bench", "decode", "-m", BUNDLED_MODEL, "-n", 12, "--warm-up", 1, "--threads", threads)
+            _, stats = self.statistics(*arguments)
+            parts = stats["parts_s"]
+            self.assertEqual(set(parts), PARTS)
+            self.assertAlmostEqual(sum(parts.values()), stats["compute_s"], delta=1e-3 * stats["compute_s"])
+            for part in PARTS - {"sync", "other"}:
+                self.assertGreater(parts[part], 0, part)
+            self.assertEqual(parts["sync"] > 0, threads > 1)
+
+    def test_bench_prefill_refuses_what_has_no_prompt(self):
+        self.fails("bench", "prefill", "-m", BUNDLED_MODEL, "--tokens", "greedy", code=2)
+
+
+class BenchKernels(harness.TestCase):
+    TINY = ("bench", "kernels", "--rows", 40, "--cols", 256, "--memory", "1M", "--seconds", 0, "--threads", 2)
+    BATCHES = (1, 8, 512)
+
+    def test_json_has_every_format_of_the_table(self):
+        formats = harness.choices("--format", "bench", "kernels")
+        self.assertGreaterEqual(len(formats), 9)
+        report = json.loads(self.ok(*self.TINY, "--json").text)
+        self.assertEqual((report["rows"], report["cols"], report["threads"]), (40, 256, 2))
+        self.assertIn(report["cpu"], harness.choices("--cpu", "bench", "kernels"))
+        for peak in ("read_gb_s", "int8_gop_s", "f32_gflop_s"):
+            self.assertGreater(report[peak], 0)
+        results = report["results"]
+        self.assertEqual([(r["format"], r["tokens"]) for r in results], [(f, n) for f in formats for n in self.BATCHES])
+        for result in results:
+            for figure in ("gb_s", "gop_s", "of_read", "of_peak"):
+                self.assertGreater(result[figure], 0, result)
+            # Bits per weight, from the two rates of the same passes: 1 to 32, with scales.
+            bits = 8 * result["gb_s"] / (result["gop_s"] / (2 * result["tokens"]))
+            self.assertTrue(1 < bits < 33, result)
+
+    def test_table_has_a_line_per_format_and_batch(self):
+        text = self.ok(*self.TINY, "--format", "Q8_0", "--cpu", "scalar").text
+        rows = [line.split() for line in text.splitlines() if line.startswith("Q8_0")]
+        self.assertEqual([int(row[1]) for row in rows], list(self.BATCHES))
+        self.assertTrue(text.startswith("scalar, 2 threads"), text)
+
+    def test_every_level_of_this_machine_runs(self):
+        for level in harness.choices("--cpu", "bench", "kernels"):
+            result = harness.run(*self.TINY, "--cpu", level, "--json")
+            if result.code == 2:
+                self.assertIn(level, self.assert_one_error(result, 2))
+            else:
+                self.assertEqual(json.loads(result.text)["cpu"], level)
+
+    def test_shapes_that_no_format_has_are_refused(self):
+        self.assertIn("300", self.fails("bench", "kernels", "--cols", 300, code=2))
 
 
 class Synth(harness.TestCase):
