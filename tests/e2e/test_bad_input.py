@@ -327,7 +327,7 @@ class BadUsage(harness.TestCase):
         lacking = [level for level in harness.CPU_LEVELS if level not in harness.cpu_levels()]
         self.assertTrue(lacking, "no machine has all of them")
         for level in lacking:
-            line = self.fails("run", "-m", BUNDLED_MODEL, *RUN, "--cpu", level)
+            line = self.fails("run", "-m", BUNDLED_MODEL, *RUN, "--cpu", level, code=2)
             self.assertIn(f"this machine has no {level}", line)
 
     def test_token_out_of_range(self):
