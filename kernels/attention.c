@@ -150,6 +150,10 @@ const struct attention_kernels *attention_kernels_get(enum cpu_level level)
     default:
         break;
     }
+#elif defined(__aarch64__)
+    if (level == CPU_NEON) {
+        return &attention_neon;
+    }
 #else
     (void)level;
 #endif

@@ -34,5 +34,6 @@ static inline uint64_t attention_block_end(const struct attention_group *group, 
 extern const struct attention_kernels attention_scalar;
 extern const struct attention_kernels attention_avx2;
 extern const struct attention_kernels attention_avx512;
+extern const struct attention_kernels attention_neon;
 
 #endif

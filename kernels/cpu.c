@@ -8,7 +8,7 @@
 #include <cpuid.h>
 #endif
 
-static const char *const level_names[CPU_N_LEVELS] = {"scalar", "avx2", "avx512"};
+static const char *const level_names[CPU_N_LEVELS] = {"scalar", "avx2", "avx512", "neon"};
 
 #if defined(__x86_64__)
 /* F16C by cpuid, since not every supported compiler has a name for it; AVX2 tells that the OS keeps its registers. */
@@ -39,6 +39,15 @@ static bool has_avx512(void)
 }
 #endif
 
+static bool has_neon(void)
+{
+#if defined(__aarch64__)
+    return true;
+#else
+    return false;
+#endif
+}
+
 bool cpu_level_available(enum cpu_level level)
 {
     switch (level) {
@@ -48,6 +57,8 @@ bool cpu_level_available(enum cpu_level level)
         return has_avx2();
     case CPU_AVX512:
         return has_avx512();
+    case CPU_NEON:
+        return has_neon();
     default:
         return false;
     }

@@ -20,6 +20,18 @@ static bool has_avx512vnni(void)
 {
     return __builtin_cpu_supports("avx512vnni");
 }
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+
+static bool has_dotprod(void)
+{
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+}
+
+static bool has_i8mm(void)
+{
+    return has_dotprod() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+}
 #endif
 
 static bool always(void)
@@ -38,6 +50,10 @@ static const struct {
     {{CPU_AVX2, act_quantize_avx2, matmul_avxvnni}, has_avxvnni},
     {{CPU_AVX512, act_quantize_avx2, matmul_avx512}, always},
     {{CPU_AVX512, act_quantize_avx2, matmul_avx512vnni}, has_avx512vnni},
+#elif defined(__aarch64__)
+    {{CPU_NEON, act_quantize_neon, matmul_neon}, always},
+    {{CPU_NEON, act_quantize_neon, matmul_neondot}, has_dotprod},
+    {{CPU_NEON, act_quantize_neon, matmul_neoni8mm}, has_i8mm},
 #endif
 };
 

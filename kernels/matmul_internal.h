@@ -50,11 +50,13 @@ struct act_q8_k { /* 256 values d * q */
 /* A block with a NaN or an infinity among its values gets scale NaN and all q = 0: its products are NaN. */
 void act_quantize_scalar(enum act_type type, const float *x, void *out, size_t n);
 void act_quantize_avx2(enum act_type type, const float *x, void *out, size_t n);
+void act_quantize_neon(enum act_type type, const float *x, void *out, size_t n);
 
 typedef void matmul_fn(const struct weight *w, uint64_t row_begin, uint64_t row_end, enum act_type act,
                        const void *acts, size_t act_stride, uint32_t n_tokens, float *out, size_t out_stride);
 
 matmul_fn matmul_scalar, matmul_avx2, matmul_avxvnni, matmul_avx512, matmul_avx512vnni;
+matmul_fn matmul_neon, matmul_neondot, matmul_neoni8mm;
 
 /* All that this CPU can run, more than one of a level, for tests; NULL past the last. */
 const struct matmul_kernels *matmul_variant_at(unsigned index);

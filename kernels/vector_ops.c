@@ -114,6 +114,10 @@ const struct vector_ops *vector_ops_get(enum cpu_level level)
     default:
         break;
     }
+#elif defined(__aarch64__)
+    if (level == CPU_NEON) {
+        return &vector_ops_neon;
+    }
 #else
     (void)level;
 #endif

@@ -1,18 +1,23 @@
-/* One vector register of F32 (f32v) under one set of names, so that kernels are written once for AVX2 and
- * AVX-512. Included only by files compiled for one of the two. Loads and stores need no alignment. The _n
+/* One vector of F32 (f32v) under one set of names, so that kernels are written once for AVX2, AVX-512 and
+ * NEON. Included only by files compiled for one of them. Loads and stores need no alignment. The _n
  * forms touch the first min(n, F32V_LANES) elements only and fill the rest of the register, so a tail takes
  * the path of full vectors. */
 #ifndef PENSTOCK_KERNELS_VECTOR_OPS_LANES_H
 #define PENSTOCK_KERNELS_VECTOR_OPS_LANES_H
 
-#include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
 #define F32V_INLINE static inline __attribute__((always_inline, unused))
 
-#if defined(__AVX512F__)
+#if defined(__aarch64__)
+
+#include "kernels/vector_ops_lanes_neon.h"
+
+#elif defined(__AVX512F__)
+
+#include <immintrin.h>
 
 typedef __m512 f32v;
 typedef struct {
@@ -164,6 +169,8 @@ F32V_INLINE f32v f32v_load_twice_n(const float *p, size_t n)
 }
 
 #else
+
+#include <immintrin.h>
 
 typedef __m256 f32v;
 typedef struct {

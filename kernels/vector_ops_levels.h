@@ -15,5 +15,6 @@
 extern const struct vector_ops vector_ops_scalar;
 extern const struct vector_ops vector_ops_avx2;
 extern const struct vector_ops vector_ops_avx512;
+extern const struct vector_ops vector_ops_neon;
 
 #endif

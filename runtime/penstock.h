@@ -60,7 +60,7 @@ struct ps_model_params {
     uint32_t queue_depth;     /* reads in flight; 0: the default */
     uint64_t io_limit;        /* bytes/s ceiling on reads; 0: none */
     const char *cache_policy; /* a name of ps_cache_policy_at; NULL: the default */
-    const char *cpu;          /* "scalar", "avx2", "avx512"; NULL: the best this machine has */
+    const char *cpu;          /* "scalar", "avx2", "avx512", "neon"; NULL: the best this machine has */
     enum ps_prefetch prefetch;
     bool predict; /* predict experts even where there is nothing to prefetch: for traces */
     /* File that holds the working set (which experts were kept, and how dear they were): read at load; slots that are still

@@ -60,7 +60,9 @@ enum ps_status plan_resolve_params(const struct ps_model *model, const struct ps
         r->cpu = cpu_level_name(cpu_level_best());
     enum cpu_level level;
     if (!cpu_level_parse(r->cpu, &level) || !cpu_level_available(level))
-        return ps_error_set(err, PS_ERR_ARGUMENT, "cpu: '%s' is not available on this machine", r->cpu);
+        return ps_error_set(err, PS_ERR_ARGUMENT,
+                            "--cpu: this machine has no %s: leave the flag out for %s, the best that it has",
+                            r->cpu, cpu_level_name(cpu_level_best()));
     return PS_OK;
 }
 

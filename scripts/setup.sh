@@ -33,6 +33,7 @@ if [ "${1:-}" = --tests ]; then
     need clang-14 have_command clang-14
     need clang-format-14 have_command clang-format-14
     need gcc-aarch64-linux-gnu have_command aarch64-linux-gnu-gcc
+    need libc6-dev-arm64-cross test -e /usr/aarch64-linux-gnu/lib/crti.o
     need qemu-user have_command qemu-aarch64
 elif [ $# -gt 0 ]; then
     echo "setup: unknown option $1 (there is only --tests)" >&2

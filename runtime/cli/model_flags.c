@@ -27,7 +27,7 @@ static const struct flag_word prefetch_words[] = {{"auto", PS_PREFETCH_AUTO}, {"
 
 static const char *cpu_name_at(uint32_t index)
 {
-    static const char *const names[] = {"scalar", "avx2", "avx512"};
+    static const char *const names[] = {"scalar", "avx2", "avx512", "neon"};
     return index < sizeof(names) / sizeof(names[0]) ? names[index] : NULL;
 }
 

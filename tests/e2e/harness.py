@@ -257,11 +257,14 @@ def cache_policies():
     return choices("--cache-policy", "run", "-m", BUNDLED_MODEL, "-p", "x")
 
 
+CPU_LEVELS = ("scalar", "avx2", "avx512", "neon")
+
+
 @functools.lru_cache(maxsize=None)
 def cpu_levels():
     """Instruction-set levels that this machine can run."""
     probe = logits_command(BUNDLED_MODEL, [1], "--cpu")
-    levels = [level for level in ("scalar", "avx2", "avx512") if run(*probe, level).code == 0]
+    levels = [level for level in CPU_LEVELS if run(*probe, level).code == 0]
     assert "scalar" in levels, "--cpu scalar must work everywhere"
     return levels
 

@@ -323,6 +323,13 @@ class BadUsage(harness.TestCase):
             self.assertEqual(result.code, 2, str(result))
             self.assertIn("usage", result.message)
 
+    def test_instruction_set_that_the_machine_lacks(self):
+        lacking = [level for level in harness.CPU_LEVELS if level not in harness.cpu_levels()]
+        self.assertTrue(lacking, "no machine has all of them")
+        for level in lacking:
+            line = self.fails("run", "-m", BUNDLED_MODEL, *RUN, "--cpu", level, code=2)
+            self.assertIn(f"this machine has no {level}", line)
+
     def test_token_out_of_range(self):
         for token in (-1, 2048, 1 << 31, 1 << 40):
             result = harness.run("run", "-m", BUNDLED_MODEL, "--prompt-tokens", f"1,{token}", "-n", 1)
