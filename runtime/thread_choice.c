@@ -7,7 +7,7 @@
 #include "runtime/clock.h"
 
 enum {
-    ROUNDS = 7, /* of all candidates in turn; odd, for the median */
+    ROUNDS = 8, /* of all candidates in turn */
     REGIONS = 8,
     REGION_BYTES = 1 << 20, /* of weights: about a parallel region of a decode step */
     CHUNKS_PER_THREAD = 4,
@@ -59,30 +59,22 @@ static double time_regions(struct sample *s, struct thread_pool *pool)
     return clock_seconds() - start;
 }
 
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a;
-    double y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* Index of the fastest pool by the median of its times. */
+/* Index of the fastest pool, by the least of its times: what else runs while a model is loaded may soon be gone. */
 static uint32_t fastest_pool(struct sample *s, struct thread_pool *const pools[], uint32_t n)
 {
-    double times[MAX_THREAD_CANDIDATES][ROUNDS];
+    double least[MAX_THREAD_CANDIDATES];
     double start = clock_seconds();
     for (uint32_t i = 0; i < n; i++)
-        time_regions(s, pools[i]); /* starts threads, and touches code and scratch for the first time */
-    int rounds = 0;
-    do {
-        for (uint32_t i = 0; i < n; i++)
-            times[i][rounds] = time_regions(s, pools[i]);
-        rounds++;
-    } while (rounds < ROUNDS && clock_seconds() - start < TIME_LIMIT_S);
+        least[i] = time_regions(s, pools[i]);
+    for (int round = 1; round < ROUNDS && clock_seconds() - start < TIME_LIMIT_S; round++) {
+        for (uint32_t i = 0; i < n; i++) {
+            double seconds = time_regions(s, pools[i]);
+            least[i] = seconds < least[i] ? seconds : least[i];
+        }
+    }
     uint32_t best = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        qsort(times[i], rounds, sizeof(times[i][0]), compare_doubles);
-        if (times[i][rounds / 2] * (100 + WORTH_PERCENT) < times[best][rounds / 2] * 100)
+    for (uint32_t i = 1; i < n; i++) {
+        if (least[i] * (100 + WORTH_PERCENT) < least[best] * 100)
             best = i;
     }
     return best;
