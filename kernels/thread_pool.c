@@ -1,9 +1,10 @@
 /* Thread pool: threads that share out the chunks of one run at a time.
  *
- * A run is published as a ticket {chunks, next chunk}; whoever advances it by compare-and-swap owns that
- * chunk. A run does not wait for workers that never woke: until a worker owns a chunk it touches nothing but
- * atomics, and while it owns one the run cannot end, so the function and its argument, read after the swap,
- * are those of the ticket's run even for a worker that slept through others. */
+ * Each thread begins with a range of its own, so that it reads memory in order and threads do not meet, then takes
+ * single chunks from the end of the fullest range. A range is a word {end, next}; whoever advances it by
+ * compare-and-swap owns that chunk. A run does not wait for workers that never woke: until a worker owns a chunk it
+ * touches nothing but atomics, and while it owns one the run cannot end, so the function and its argument, read after
+ * the swap, are those of the run even for a worker that slept through others. */
 #include "kernels/thread_pool.h"
 
 #include <errno.h>
@@ -15,42 +16,55 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "kernels/pool_pacing.h"
 
 enum {
     CACHE_LINE = 64,
     MAX_THREADS = 256,
     WORKER_STACK_BYTES = 256 * 1024, /* kernels keep a few KiB on the stack */
-    SPIN_NANOSECONDS = 25000,        /* what a futex sleep and wake-up cost on a virtual machine */
     PAUSES_PER_CLOCK = 16,
+    /* Nanoseconds to wake a thread: before it is measured, and the bounds of what is believed. */
+    FIRST_WAKE_COST = 25000,
+    MIN_WAKE_COST = 2000,
+    MAX_WAKE_COST = 50000,
+    WAKE_COST_STEP = 16, /* the median moves by this part of itself */
 };
 
 struct worker {
+    _Alignas(CACHE_LINE) _Atomic uint64_t range; /* chunks that its owner begins with: end << 32 | next */
     struct thread_pool *pool;
     pthread_t thread;
-    unsigned index; /* 1..n_threads - 1 */
+    unsigned index; /* 0 is the caller */
 };
 
 struct thread_pool {
-    _Alignas(CACHE_LINE) _Atomic uint64_t ticket; /* chunks << 32 | next chunk */
-    thread_pool_fn *fn;                           /* of the ticket's run */
+    _Alignas(CACHE_LINE) thread_pool_fn *fn; /* of the run */
     void *arg;
     _Alignas(CACHE_LINE) _Atomic uint32_t pending; /* chunks not yet done; futex of the caller */
     _Atomic bool caller_sleeps;
     _Alignas(CACHE_LINE) _Atomic uint32_t runs; /* published, plus one for the stop; futex of the workers */
     _Atomic uint32_t sleepers;
+    _Atomic int64_t begun;     /* of the last run */
+    _Atomic int64_t spin;      /* how long workers spin before they sleep */
+    _Atomic int64_t wake_cost; /* median of late */
     _Atomic bool stop;
-    _Alignas(CACHE_LINE) unsigned n_threads;
+    _Alignas(CACHE_LINE) struct pool_pacing pacing;
+    long preemptions; /* of the process, when last asked */
+    unsigned n_threads;
     unsigned n_started;
-    bool spins; /* no more threads than CPUs */
-    struct worker workers[];
+    struct worker workers[]; /* [n_threads] */
 };
 
-static void futex_wait(_Atomic uint32_t *word, uint32_t expected)
+/* True if it slept and was woken. */
+static bool futex_wait(_Atomic uint32_t *word, uint32_t expected)
 {
-    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);
+    return syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0) == 0;
 }
 
 static void futex_wake(_Atomic uint32_t *word, uint32_t n)
@@ -75,12 +89,12 @@ static int64_t now_nanoseconds(void)
 }
 
 /* Waits a bounded time for *word to differ from value (or, if until, to equal it); true when it happened. */
-static bool spin(const struct thread_pool *pool, const _Atomic uint32_t *word, uint32_t value, bool until)
+static bool spin(const _Atomic uint32_t *word, uint32_t value, bool until, int64_t nanoseconds)
 {
-    if (!pool->spins) {
+    if (nanoseconds == 0) {
         return false;
     }
-    int64_t end = now_nanoseconds() + SPIN_NANOSECONDS;
+    int64_t end = now_nanoseconds() + nanoseconds;
     do {
         for (int i = 0; i < PAUSES_PER_CLOCK; i++) {
             if ((atomic_load_explicit(word, memory_order_acquire) == value) == until) {
@@ -92,26 +106,57 @@ static bool spin(const struct thread_pool *pool, const _Atomic uint32_t *word, u
     return false;
 }
 
-static bool take_chunk(struct thread_pool *pool, uint32_t *chunk)
+static uint32_t chunks_left(uint64_t range)
 {
-    uint64_t ticket = atomic_load_explicit(&pool->ticket, memory_order_relaxed);
+    uint32_t next = (uint32_t)range;
+    uint32_t end = (uint32_t)(range >> 32);
+    return next < end ? end - next : 0;
+}
+
+static bool take_own(struct worker *self, uint32_t *chunk)
+{
+    uint64_t range = atomic_load_explicit(&self->range, memory_order_relaxed);
     do {
-        *chunk = (uint32_t)ticket;
-        if (*chunk >= ticket >> 32) {
+        if (chunks_left(range) == 0) {
             return false;
         }
-    } while (!atomic_compare_exchange_weak_explicit(&pool->ticket, &ticket, ticket + 1, memory_order_acquire,
+        *chunk = (uint32_t)range;
+    } while (!atomic_compare_exchange_weak_explicit(&self->range, &range, range + 1, memory_order_acquire,
                                                     memory_order_relaxed));
     return true;
 }
 
+/* Takes one chunk, no more: a range that is put elsewhere could meet the next run's. */
+static bool steal(struct thread_pool *pool, uint32_t *chunk)
+{
+    for (;;) {
+        struct worker *victim = NULL;
+        uint64_t fullest = 0;
+        for (unsigned i = 0; i < pool->n_threads; i++) {
+            uint64_t range = atomic_load_explicit(&pool->workers[i].range, memory_order_relaxed);
+            if (chunks_left(range) > chunks_left(fullest)) {
+                fullest = range;
+                victim = &pool->workers[i];
+            }
+        }
+        if (victim == NULL) {
+            return false;
+        }
+        *chunk = (uint32_t)(fullest >> 32) - 1;
+        if (atomic_compare_exchange_strong_explicit(&victim->range, &fullest, fullest - (1ull << 32),
+                                                    memory_order_acquire, memory_order_relaxed)) {
+            return true;
+        }
+    }
+}
+
 /* Runs chunks until none is left to take. */
-static void work(struct thread_pool *pool, unsigned worker)
+static void work(struct thread_pool *pool, struct worker *self)
 {
     uint32_t n_done = 0;
     uint32_t chunk;
-    while (take_chunk(pool, &chunk)) {
-        pool->fn(pool->arg, chunk, worker);
+    while (take_own(self, &chunk) || steal(pool, &chunk)) {
+        pool->fn(pool->arg, chunk, self->index);
         n_done++;
     }
     /* Sequentially consistent with caller_sleeps: either the caller sees its last chunk done or we see it
@@ -122,16 +167,31 @@ static void work(struct thread_pool *pool, unsigned worker)
     }
 }
 
+/* Moves the median of what waking a thread takes. */
+static void note_wake(struct thread_pool *pool)
+{
+    int64_t took = now_nanoseconds() - atomic_load_explicit(&pool->begun, memory_order_relaxed);
+    int64_t cost = atomic_load_explicit(&pool->wake_cost, memory_order_relaxed);
+    cost += took > cost ? cost / WAKE_COST_STEP : -(cost / WAKE_COST_STEP);
+    cost = cost < MIN_WAKE_COST ? MIN_WAKE_COST : cost;
+    cost = cost > MAX_WAKE_COST ? MAX_WAKE_COST : cost;
+    atomic_store_explicit(&pool->wake_cost, cost, memory_order_relaxed);
+}
+
 static void wait_for_run(struct thread_pool *pool, uint32_t seen)
 {
-    if (spin(pool, &pool->runs, seen, false)) {
+    if (spin(&pool->runs, seen, false, atomic_load_explicit(&pool->spin, memory_order_relaxed))) {
         return;
     }
     atomic_fetch_add(&pool->sleepers, 1);
+    bool slept = false;
     while (atomic_load(&pool->runs) == seen) {
-        futex_wait(&pool->runs, seen);
+        slept = futex_wait(&pool->runs, seen);
     }
     atomic_fetch_sub(&pool->sleepers, 1);
+    if (slept) {
+        note_wake(pool);
+    }
 }
 
 static void *worker_main(void *arg)
@@ -145,11 +205,11 @@ static void *worker_main(void *arg)
         if (atomic_load_explicit(&pool->stop, memory_order_relaxed)) {
             return NULL;
         }
-        work(pool, self->index);
+        work(pool, self);
     }
 }
 
-/* Tells up to n sleeping workers that the ticket, or stop, has changed. */
+/* Tells up to n sleeping workers that the ranges, or stop, have changed. */
 static void announce(struct thread_pool *pool, uint32_t n)
 {
     atomic_fetch_add(&pool->runs, 1);
@@ -159,10 +219,14 @@ static void announce(struct thread_pool *pool, uint32_t n)
     }
 }
 
-static void wait_until_done(struct thread_pool *pool)
+/* False if there was nothing to wait for. */
+static bool wait_until_done(struct thread_pool *pool, int64_t now)
 {
-    if (spin(pool, &pool->pending, 0, true)) {
-        return;
+    if (atomic_load_explicit(&pool->pending, memory_order_acquire) == 0) {
+        return false;
+    }
+    if (spin(&pool->pending, 0, true, pool_pacing_finish_spin(&pool->pacing, now))) {
+        return true;
     }
     atomic_store(&pool->caller_sleeps, true);
     for (;;) {
@@ -173,6 +237,37 @@ static void wait_until_done(struct thread_pool *pool)
         futex_wait(&pool->pending, left);
     }
     atomic_store(&pool->caller_sleeps, false);
+    return true;
+}
+
+/* Whether threads of this process had a CPU taken from them since the last call. */
+static bool were_preempted(struct thread_pool *pool)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    long before = pool->preemptions;
+    pool->preemptions = usage.ru_nivcsw;
+    return usage.ru_nivcsw > before;
+}
+
+/* Chunks of thread i begin here; the caller's share is the larger one. */
+static uint32_t share_begin(uint32_t n_chunks, unsigned i, unsigned n)
+{
+    return (uint32_t)(((uint64_t)n_chunks * i + n - 1) / n);
+}
+
+static void publish(struct thread_pool *pool, thread_pool_fn *fn, void *arg, uint32_t n_chunks)
+{
+    unsigned n = n_chunks < pool->n_threads ? n_chunks : pool->n_threads;
+    pool->fn = fn;
+    pool->arg = arg;
+    atomic_store_explicit(&pool->pending, n_chunks, memory_order_relaxed);
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t end = share_begin(n_chunks, i + 1, n);
+        atomic_store_explicit(&pool->workers[i].range, end << 32 | share_begin(n_chunks, i, n),
+                              memory_order_release);
+    }
+    announce(pool, n - 1);
 }
 
 void thread_pool_run(struct thread_pool *pool, thread_pool_fn *fn, void *arg, uint32_t n_chunks)
@@ -183,13 +278,23 @@ void thread_pool_run(struct thread_pool *pool, thread_pool_fn *fn, void *arg, ui
         }
         return;
     }
-    pool->fn = fn;
-    pool->arg = arg;
-    atomic_store_explicit(&pool->pending, n_chunks, memory_order_relaxed);
-    atomic_store_explicit(&pool->ticket, (uint64_t)n_chunks << 32, memory_order_release);
-    announce(pool, n_chunks - 1);
-    work(pool, 0);
-    wait_until_done(pool);
+    int64_t begun = now_nanoseconds();
+    int64_t wake_cost = atomic_load_explicit(&pool->wake_cost, memory_order_relaxed);
+    atomic_store_explicit(&pool->spin, pool_pacing_begin(&pool->pacing, begun, wake_cost),
+                          memory_order_relaxed);
+    atomic_store_explicit(&pool->begun, begun, memory_order_relaxed);
+    publish(pool, fn, arg, n_chunks);
+    work(pool, &pool->workers[0]);
+    int64_t idle = now_nanoseconds();
+    int64_t ended = wait_until_done(pool, idle) ? now_nanoseconds() : idle;
+    if (pool_pacing_end(&pool->pacing, idle, ended) && were_preempted(pool)) {
+        pool_pacing_preempted(&pool->pacing);
+    }
+}
+
+void thread_pool_never_spin(struct thread_pool *pool)
+{
+    pool->pacing.may_spin = false;
 }
 
 static bool has_a_cpu_each(unsigned n_threads)
@@ -216,7 +321,7 @@ static int start_workers(struct thread_pool *pool)
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     while (err == 0 && pool->n_started < pool->n_threads - 1) {
-        struct worker *worker = &pool->workers[pool->n_started];
+        struct worker *worker = &pool->workers[pool->n_started + 1];
         *worker = (struct worker){.pool = pool, .index = pool->n_started + 1};
         err = pthread_create(&worker->thread, &attr, worker_main, worker);
         pool->n_started += err == 0;
@@ -232,13 +337,15 @@ int thread_pool_new(struct thread_pool **out, unsigned n_threads)
     if (n_threads == 0 || n_threads > MAX_THREADS) {
         return -EINVAL;
     }
-    size_t bytes = sizeof(struct thread_pool) + (n_threads - 1) * sizeof(struct worker);
+    size_t bytes = sizeof(struct thread_pool) + n_threads * sizeof(struct worker);
     bytes = (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     struct thread_pool *pool = aligned_alloc(CACHE_LINE, bytes);
     if (pool == NULL) {
         return -ENOMEM;
     }
-    *pool = (struct thread_pool){.n_threads = n_threads, .spins = has_a_cpu_each(n_threads)};
+    *pool = (struct thread_pool){.n_threads = n_threads, .wake_cost = FIRST_WAKE_COST};
+    pool->pacing.may_spin = has_a_cpu_each(n_threads);
+    memset(pool->workers, 0, n_threads * sizeof(struct worker));
     int err = start_workers(pool);
     if (err != 0) {
         thread_pool_free(pool);
@@ -256,7 +363,7 @@ void thread_pool_free(struct thread_pool *pool)
     atomic_store(&pool->stop, true);
     announce(pool, pool->n_started);
     for (unsigned i = 0; i < pool->n_started; i++) {
-        pthread_join(pool->workers[i].thread, NULL);
+        pthread_join(pool->workers[i + 1].thread, NULL);
     }
     free(pool);
 }

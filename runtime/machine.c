@@ -1,11 +1,9 @@
 #include "runtime/machine.h"
 
 #include <inttypes.h>
-#include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 /* Value in KiB of a "Name:   123 kB" line, as bytes. */
 static bool read_kib_field(const char *path, const char *field, uint64_t *bytes)
@@ -133,24 +131,4 @@ uint64_t machine_memory_available(void)
     uint64_t available = UINT64_MAX;
     read_kib_field("/proc/meminfo", "MemAvailable", &available);
     return min_u64(available, cgroup_headroom());
-}
-
-unsigned machine_physical_cores(void)
-{
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
-        return 1;
-    unsigned n = 0;
-    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-        if (!CPU_ISSET(cpu, &allowed))
-            continue;
-        /* A core counts once: through the first of its hardware threads that we may use. */
-        char path[128];
-        snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
-        uint64_t first = (uint64_t)cpu;
-        if (!read_u64_file(path, &first) || first >= CPU_SETSIZE || first == (uint64_t)cpu ||
-            !CPU_ISSET((int)first, &allowed))
-            n++;
-    }
-    return n > 0 ? n : 1;
 }

@@ -1,4 +1,4 @@
-/* What this machine and this process can have: memory limits, resident size, cores. Linux interfaces only. */
+/* What this machine and this process can have: memory limits, resident size. Linux interfaces only. */
 #ifndef PENSTOCK_RUNTIME_MACHINE_H
 #define PENSTOCK_RUNTIME_MACHINE_H
 
@@ -8,6 +8,5 @@ uint64_t machine_rss_bytes(void);      /* resident now; 0 when /proc is not ther
 uint64_t machine_peak_rss_bytes(void); /* since the process started */
 /* Memory this process may still take, by MemAvailable and the limits of its cgroups (v1 and v2); bytes. */
 uint64_t machine_memory_available(void);
-unsigned machine_physical_cores(void); /* among the CPUs this process may run on, at least 1 */
 
 #endif

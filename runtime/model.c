@@ -8,6 +8,7 @@
 #include "runtime/kv_cache.h"
 #include "runtime/plan.h"
 #include "runtime/predictor.h"
+#include "runtime/thread_choice.h"
 #include "runtime/trunk.h"
 
 void ps_model_params_default(struct ps_model_params *params)
@@ -147,18 +148,13 @@ static enum ps_status open_reader(struct ps_model *model, struct ps_error *err)
     return status;
 }
 
-static enum ps_status choose_kernels(struct ps_model *model, struct ps_error *err)
+static void choose_kernels(struct ps_model *model)
 {
     enum cpu_level level = CPU_SCALAR;
     cpu_level_parse(model->params.cpu, &level);
     model->matmul = matmul_kernels_get(level);
     model->ops = vector_ops_get(level);
     model->attention = attention_kernels_get(level);
-    int failed = thread_pool_new(&model->pool, model->params.threads);
-    if (failed < 0)
-        return ps_error_set(err, PS_ERR_NOMEM, "threads: cannot start %u: %s", model->params.threads,
-                            strerror(-failed));
-    return PS_OK;
 }
 
 uint64_t ps_model_fingerprint(const struct ps_model *model)
@@ -206,7 +202,7 @@ enum ps_status ps_model_save_working_set(struct ps_model *model, struct ps_error
 enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_params *params,
                              struct ps_error *err)
 {
-    if (model->loaded || model->pool)
+    if (model->loaded || model->reader)
         return ps_error_set(err, PS_ERR_ARGUMENT, "model: is already loaded");
     enum ps_status status;
     if ((status = plan_resolve_params(model, params, &model->params, err)) != PS_OK ||
@@ -214,8 +210,10 @@ enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_param
         return status;
     if (params->planned)
         params->planned(params->planned_ctx, &model->plan);
-    if ((status = choose_kernels(model, err)) != PS_OK || (status = open_reader(model, err)) != PS_OK ||
-        (status = trunk_new(&model->trunk, model, model->plan.trunk_layers_resident, err)) != PS_OK)
+    choose_kernels(model);
+    if ((status = open_reader(model, err)) != PS_OK ||
+        (status = trunk_new(&model->trunk, model, model->plan.trunk_layers_resident, err)) != PS_OK ||
+        (status = thread_choice_make(model, params->threads, err)) != PS_OK)
         return status;
     const struct cache_policy *policy = cache_policy_find(model->params.cache_policy);
     status = expert_cache_new(&model->cache, model->shards, model->reader, policy, PLAN_MIN_SLOTS,

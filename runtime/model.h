@@ -56,6 +56,7 @@ struct ps_model {
     const struct vector_ops *ops;
     const struct attention_kernels *attention;
     struct thread_pool *pool;
+    char threads_reason[80]; /* why it has so many threads */
     struct io_reader *reader;
     struct expert_cache *cache;
     struct predictor *predictor; /* NULL: no prefetch, and no predictions */

@@ -49,7 +49,7 @@ struct ps_plan;
 /* 0 and NULL mean: choose. */
 struct ps_model_params {
     uint64_t ram;     /* bytes: a ceiling on the whole process; 0: auto */
-    uint32_t threads; /* compute threads; 0: one per physical core this process may use */
+    uint32_t threads; /* compute threads; 0: the fastest number for this machine, measured in doubt */
     uint32_t ctx;     /* tokens a session holds; 0: the model's own, at most 4096 */
     uint32_t chunk;   /* most tokens per forward pass; 0: as many as the budget allows, at most 512 */
     uint32_t feed;    /* most tokens that one feed will bring: no more activations are planned; 0: ctx */
@@ -241,6 +241,7 @@ struct ps_stats {
     const char *io_backend;    /* in use */
     bool direct;               /* in use for every file */
     uint32_t threads;
+    const char *threads_reason; /* "physical cores; measured fastest of 8, 16" */
     const char *cpu;
 };
 /* Counts since load or the last reset. */

@@ -5,6 +5,7 @@
 #include "runtime/predictor.h"
 #include "runtime/scratch.h"
 #include "runtime/size_text.h"
+#include "runtime/thread_choice.h"
 #include "runtime/trunk.h"
 
 enum {
@@ -30,7 +31,7 @@ enum ps_status plan_resolve_params(const struct ps_model *model, const struct ps
     if (r->ram == 0)
         r->ram = ps_ram_auto();
     if (r->threads == 0)
-        r->threads = machine_physical_cores();
+        r->threads = thread_choice_most(MAX_THREADS);
     if (r->threads > MAX_THREADS)
         return ps_error_set(err, PS_ERR_ARGUMENT, "threads: %u is more than %d", r->threads, MAX_THREADS);
     if (r->ctx == 0)

@@ -225,6 +225,7 @@ void ps_session_stats(const struct ps_session *session, struct ps_stats *stats)
         .io_backend = io_reader_backend_name(model->reader),
         .direct = io_reader_is_direct(model->reader),
         .threads = thread_pool_size(model->pool),
+        .threads_reason = model->threads_reason,
         .cpu = cpu_level_name(model->matmul->level),
     };
     /* Stalls fall into PS_PART_OTHER. It is what the others leave, so that the sum is compute_s. */

@@ -25,7 +25,7 @@ static const struct flag inspect_rows[] = {
     {"ctx", 0, FLAG_U32, OPTION(model.params.ctx), "TOKENS",
      .help = "context length; 0: the model's, at most 4096"},
     {"threads", 0, FLAG_U32, OPTION(model.params.threads),
-     .help = "compute threads; 0: one per physical core", .max = 256, .min = 0},
+     .help = "compute threads; 0: the fastest number for this machine", .max = 256, .min = 0},
     {0},
 };
 

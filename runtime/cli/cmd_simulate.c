@@ -52,8 +52,8 @@ static const struct flag model_rows[] = {
     {"model", 'm', FLAG_STRING, OPTION(model), "FILE",
      .help = "divide each --ram as a run of this model would"},
     {"ctx", 0, FLAG_U32, OPTION(ctx), "TOKENS", .help = "its context; 0: the model's, at most 4096"},
-    {"threads", 0, FLAG_U32, OPTION(threads), .help = "its compute threads; 0: one per physical core",
-     .max = 256, .min = 0},
+    {"threads", 0, FLAG_U32, OPTION(threads),
+     .help = "its compute threads; 0: the fastest number for this machine", .max = 256, .min = 0},
     {0},
 };
 

@@ -38,8 +38,8 @@ const struct flag MODEL_FLAGS[] = {
      .help = "the model, a GGUF file (any part of a split one)", .required = true},
     {"ram", 0, FLAG_SIZE, OPTION(params.ram), "SIZE", .help = "ceiling on all memory of the process",
      .words = auto_size},
-    {"threads", 0, FLAG_U32, OPTION(params.threads), .help = "compute threads; 0: one per physical core",
-     .max = 256, .min = 0},
+    {"threads", 0, FLAG_U32, OPTION(params.threads),
+     .help = "compute threads; 0: the fastest number for this machine", .max = 256, .min = 0},
     {"ctx", 0, FLAG_U32, OPTION(params.ctx), "TOKENS", .help = "context length; 0: what this command needs"},
     {"chunk", 0, FLAG_U32, OPTION(params.chunk), "TOKENS", .help = "most tokens per forward pass; 0: choose"},
     {"kv", 0, FLAG_CHOICE, OPTION(params.kv), "TYPE",
@@ -213,11 +213,11 @@ void print_summary(const struct loaded_model *m, const struct run_times *times)
     fprintf(stderr,
             "prompt %" PRIu64 " tokens, %.2f tok/s; generated %" PRIu64
             ", %.2f tok/s; first token %.2f s; experts %.1f%% hit, %s "
-            "read%s, stalled %.2f s; peak memory %s\n",
+            "read%s, stalled %.2f s; peak memory %s; threads %u (%s)\n",
             times->prompt_tokens, prefill_rate(times), times->generated_tokens, decode_rate(times),
             times->ttft_s, asked > 0 ? 100.0 * (double)stats.expert_hits / (double)asked : 100.0,
             size_format(stats.bytes_demand, text[0]), warm, stats.stall_s,
-            size_format(stats.peak_rss_bytes, text[1]));
+            size_format(stats.peak_rss_bytes, text[1]), stats.threads, stats.threads_reason);
     print_lossy(m);
 }
 
@@ -317,8 +317,8 @@ static bool print_stats(FILE *out, const struct loaded_model *m, const struct ru
         fputs("], ", out);
     }
     print_prediction_stats(out, m->session);
-    fprintf(out, "\"io_backend\": \"%s\", \"direct\": %s, \"cpu\": \"%s\"}\n", s.io_backend,
-            s.direct ? "true" : "false", s.cpu);
+    fprintf(out, "\"io_backend\": \"%s\", \"direct\": %s, \"cpu\": \"%s\", \"threads_reason\": \"%s\"}\n",
+            s.io_backend, s.direct ? "true" : "false", s.cpu, s.threads_reason);
     return fflush(out) == 0 && !ferror(out);
 }
 

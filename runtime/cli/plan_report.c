@@ -165,8 +165,8 @@ static void print_measured(const struct plan_report *r)
     if (p->parts.n_sets > 0)
         cli_printf(", %.2f ms for one expert of %s", p->parts.sets[0].seconds * 1e3,
                    size_format((uint64_t)p->parts.shard_bytes, text));
-    cli_printf("; computing %.3g ms per token (%u threads, %s)\n", p->parts.compute_s * 1e3, p->stats.threads,
-               p->stats.cpu);
+    cli_printf("; computing %.3g ms per token (%u threads: %s; %s)\n", p->parts.compute_s * 1e3,
+               p->stats.threads, p->stats.threads_reason, p->stats.cpu);
     for (uint32_t i = 0; i < p->n_runs; i++) {
         const struct speed_parts *fitted = &p->fits[i].parts;
         cli_printf("          %u random tokens in %.1f s with --ram %s: ", p->runs[i].n_tokens,

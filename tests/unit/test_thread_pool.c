@@ -106,34 +106,66 @@ static void late_workers_never_touch_a_finished_run(void **state)
     }
 }
 
-struct order {
-    _Atomic uint32_t next;
-    _Atomic bool out_of_order;
-    uint32_t n_threads;
+struct detention {
+    uint32_t n_chunks;
+    _Atomic uint32_t done;
 };
 
-/* A chunk can be overtaken only by those that other threads hold at the same time. */
-static void check_order(void *arg, uint32_t chunk, unsigned worker)
+/* The caller's first chunk lasts until all others are done. */
+static void detain_caller(void *arg, uint32_t chunk, unsigned worker)
 {
-    (void)worker;
-    struct order *order = arg;
-    uint32_t before = atomic_fetch_add(&order->next, 1);
-    if (before + order->n_threads <= chunk) {
-        atomic_store(&order->out_of_order, true);
+    (void)chunk;
+    struct detention *detention = arg;
+    if (worker == 0) {
+        while (atomic_load(&detention->done) < detention->n_chunks - 1) {
+            usleep(20);
+        }
+    }
+    atomic_fetch_add(&detention->done, 1);
+}
+
+/* Fails by hanging when the share of a thread that is held up stays with it. */
+static void share_of_a_slow_thread_is_taken_over(void **state)
+{
+    (void)state;
+    for (size_t s = 1; s < N_SIZES; s++) {
+        struct thread_pool *pool = new_pool(SIZES[s]);
+        for (uint32_t n_chunks = 2; n_chunks < 200; n_chunks = n_chunks * 2 + 1) {
+            struct detention detention = {.n_chunks = n_chunks};
+            thread_pool_run(pool, detain_caller, &detention, n_chunks);
+            assert_int_equal(atomic_load(&detention.done), n_chunks);
+        }
+        thread_pool_free(pool);
     }
 }
 
-static void chunks_are_handed_out_in_order(void **state)
+static void count_uneven_chunk(void *arg, uint32_t chunk, unsigned worker)
+{
+    if (chunk % 16 == 15) {
+        usleep(chunk % 64);
+    }
+    count_chunk(arg, chunk, worker);
+}
+
+static void every_chunk_runs_exactly_once_with_1_to_64_threads(void **state)
 {
     (void)state;
-    for (size_t s = 0; s < N_SIZES; s++) {
-        struct thread_pool *pool = new_pool(SIZES[s]);
-        struct order order = {.n_threads = SIZES[s]};
-        thread_pool_run(pool, check_order, &order, 5000);
-        assert_int_equal(atomic_load(&order.next), 5000);
-        assert_false(atomic_load(&order.out_of_order));
+    struct count *count = calloc(1, sizeof(*count));
+    assert_non_null(count);
+    for (unsigned size = 1; size <= 64; size++) {
+        struct thread_pool *pool = new_pool(size);
+        count->n_workers = size;
+        for (uint32_t n_chunks = size - 1; n_chunks < 5 * size; n_chunks += size / 2 + 1) {
+            memset(count->times, 0, sizeof(count->times));
+            thread_pool_run(pool, count_uneven_chunk, count, n_chunks);
+            for (uint32_t i = 0; i < MAX_CHUNKS; i++) {
+                assert_int_equal(count->times[i], i < n_chunks);
+            }
+        }
+        assert_false(atomic_load(&count->bad_worker));
         thread_pool_free(pool);
     }
+    free(count);
 }
 
 static void record_worker(void *arg, uint32_t chunk, unsigned worker)
@@ -241,10 +273,24 @@ static void pools_come_and_go(void **state)
                 thread_pool_run(pool, add_chunk, &tally, 10);
                 assert_int_equal(atomic_load(&tally.sum), 55);
             }
+            if (i % 10 == 3) {
+                usleep(1000); /* now its workers sleep */
+            }
             thread_pool_free(pool);
         }
     }
     thread_pool_free(NULL);
+}
+
+static void pool_that_never_spins_works(void **state)
+{
+    (void)state;
+    struct thread_pool *pool = new_pool(2);
+    thread_pool_never_spin(pool);
+    for (int run = 0; run < 1000; run++) {
+        hold_meeting(pool, 0);
+    }
+    thread_pool_free(pool);
 }
 
 static void impossible_sizes_are_refused(void **state)
@@ -263,12 +309,14 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_chunk_runs_exactly_once),
         cmocka_unit_test(late_workers_never_touch_a_finished_run),
-        cmocka_unit_test(chunks_are_handed_out_in_order),
+        cmocka_unit_test(share_of_a_slow_thread_is_taken_over),
+        cmocka_unit_test(every_chunk_runs_exactly_once_with_1_to_64_threads),
         cmocka_unit_test(one_chunk_runs_on_the_caller_and_none_runs_nothing),
         cmocka_unit_test(every_worker_takes_part_after_sleep),
         cmocka_unit_test(caller_sleeps_until_the_last_worker_is_done),
         cmocka_unit_test(idle_pool_uses_no_cpu),
         cmocka_unit_test(pools_come_and_go),
+        cmocka_unit_test(pool_that_never_spins_works),
         cmocka_unit_test(impossible_sizes_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
