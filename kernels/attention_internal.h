@@ -13,9 +13,16 @@ enum {
         32, /* scratch rows are filled up with zeros to a multiple: whole registers, Q8_0 blocks */
 };
 
-static inline size_t attention_padded(uint32_t dim)
+static inline size_t attention_padded(size_t dim)
 {
-    return ((size_t)dim + ATTENTION_PAD - 1) / ATTENTION_PAD * ATTENTION_PAD;
+    return (dim + ATTENTION_PAD - 1) / ATTENTION_PAD * ATTENTION_PAD;
+}
+
+/* Floats from row to row of a converted block: an odd number of cache lines, so that the same few columns of many
+ * rows spread over all sets of L1. */
+static inline size_t attention_packed(size_t dim)
+{
+    return attention_padded(dim) + 16;
 }
 
 /* What one token sees, and the segments this is taken in. */

@@ -128,7 +128,7 @@ size_t attention_scratch_floats(const struct attention_args *args)
     size_t k = attention_padded(args->head_dim_k);
     size_t v = attention_padded(args->head_dim_v);
     enum { PER_ROW = ATTENTION_KEY_BLOCK + 5 }; /* scores; max, sum, decay; total max and sum */
-    return rows * (k + v + PER_ROW) + ATTENTION_KEY_BLOCK * (k > v ? k : v);
+    return rows * (k + v + PER_ROW) + ATTENTION_KEY_BLOCK * attention_packed(k > v ? k : v);
 }
 
 size_t attention_partial_floats(const struct attention_args *args, uint64_t n_cells)
