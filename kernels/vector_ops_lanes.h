@@ -64,6 +64,16 @@ F32V_INLINE void f32v_store_f16_n(uint16_t *p, f32v v, size_t n)
     __m256i half = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     _mm256_mask_storeu_epi16(p, n >= F32V_LANES ? (__mmask16)0xffff : f32v_mask(n), half);
 }
+F32V_INLINE f32v f32v_load_i8(const int8_t *p) /* all lanes */
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+F32V_INLINE f32v f32v_set_f16(const uint8_t p[2])
+{
+    int16_t half;
+    memcpy(&half, p, sizeof(half));
+    return _mm512_cvtph_ps(_mm256_set1_epi16(half));
+}
 
 F32V_INLINE f32v f32v_add(f32v a, f32v b)
 {
@@ -230,6 +240,16 @@ F32V_INLINE void f32v_store_f16_n(uint16_t *p, f32v v, size_t n)
         _mm_storeu_si128((__m128i *)padded, half);
         memcpy(p, padded, n * sizeof(*p));
     }
+}
+F32V_INLINE f32v f32v_load_i8(const int8_t *p) /* all lanes */
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+F32V_INLINE f32v f32v_set_f16(const uint8_t p[2])
+{
+    int16_t half;
+    memcpy(&half, p, sizeof(half));
+    return _mm256_cvtph_ps(_mm_set1_epi16(half));
 }
 
 F32V_INLINE f32v f32v_add(f32v a, f32v b)

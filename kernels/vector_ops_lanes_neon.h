@@ -70,6 +70,19 @@ F32V_INLINE void f32v_store_f16_n(uint16_t *p, f32v v, size_t n)
         memcpy(p, padded, n * sizeof(*p));
     }
 }
+F32V_INLINE f32v f32v_load_i8(const int8_t *p) /* all lanes */
+{
+    int16x8_t wide = vmovl_s8(vld1_s8(p));
+    return (f32v){vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))),
+                  vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide)))};
+}
+F32V_INLINE f32v f32v_set_f16(const uint8_t p[2])
+{
+    uint16_t half;
+    memcpy(&half, p, sizeof(half));
+    float32x4_t one = vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(half)));
+    return (f32v){one, one};
+}
 
 F32V_INLINE f32v f32v_add(f32v a, f32v b)
 {

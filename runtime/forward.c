@@ -194,10 +194,7 @@ static void add_bias(const struct forward *f, float *row, const struct weight *b
 
 static void store_row(const struct forward *f, uint8_t *cell, const float *row, uint32_t n)
 {
-    if (f->kv->type == KV_F16)
-        f->model->ops->f32_to_f16((uint16_t *)(void *)cell, row, n);
-    else
-        memcpy(cell, row, n * sizeof(float));
+    kv_row_store(f->kv->type, f->model->ops, f->model->matmul, cell, row, n);
 }
 
 /* Biases, norms and rotation of one token's q and k; k and v go to its cell. */
@@ -231,12 +228,21 @@ static void finish_qkv(struct forward *f, uint32_t token, void *arg)
 struct attend_args {
     struct forward *f;
     struct attention_args args;
+    struct attention_work work;
 };
 
 static void attend_item(void *arg, uint32_t item, unsigned worker)
 {
     const struct attend_args *a = arg;
-    a->f->model->attention->item(&a->args, item, a->f->s.attention + worker * a->f->s.attention_floats);
+    a->f->model->attention->item(&a->args, &a->work, item,
+                                 a->f->s.attention + worker * a->f->s.attention_floats);
+}
+
+static void attend_combine(void *arg, uint32_t index, unsigned worker)
+{
+    (void)worker;
+    const struct attend_args *a = arg;
+    a->f->model->attention->combine(&a->args, &a->work, index);
 }
 
 static void attend(struct forward *f, uint32_t layer)
@@ -261,9 +267,12 @@ static void attend(struct forward *f, uint32_t layer)
                  .n_kv_head = hp->n_kv_head,
                  .head_dim_k = hp->head_dim_k,
                  .head_dim_v = hp->head_dim_v,
-                 .scale = hp->attention_scale},
+                 .scale = hp->attention_scale,
+                 .partials = f->s.attention_partials},
     };
-    run_region(f, attend_item, &a, attention_n_items(&a.args));
+    a.work = attention_work_of(&a.args);
+    run_region(f, attend_item, &a, a.work.n_items);
+    run_region(f, attend_combine, &a, a.work.n_combines);
 }
 
 static void add_branch(struct forward *f, uint32_t token, void *arg)

@@ -110,6 +110,7 @@ void model_fill_info(struct ps_model *model)
         .n_files = gguf_n_files(model->gguf),
         .kv_token_bytes_f32 = kv_token_bytes(hp, KV_F32),
         .kv_token_bytes_f16 = kv_token_bytes(hp, KV_F16),
+        .kv_token_bytes_q8_0 = kv_token_bytes(hp, KV_Q8_0),
         .has_text = vocab_has_text(model->vocab),
     };
     fill_formats(model, info);

@@ -33,7 +33,8 @@ extern "C" {
 struct ps_model;
 
 enum ps_io { PS_IO_AUTO, PS_IO_URING, PS_IO_THREADS };
-enum ps_kv { PS_KV_F32, PS_KV_F16 };
+/* Elements of the KV cache. Q8_0: blocks of 32 values in 34 bytes, of which each head's row has a whole number. */
+enum ps_kv { PS_KV_F32, PS_KV_F16, PS_KV_Q8_0 };
 enum ps_activations {
     PS_ACTIVATIONS_AUTO, /* rounded once per use, the way llama.cpp does for each weight format: fast */
     PS_ACTIVATIONS_F32,  /* kept in F32, weights dequantized: the reference, slow */
@@ -99,6 +100,7 @@ struct ps_model_info {
     uint64_t shard_bytes_min, shard_bytes_max;       /* one expert */
     uint64_t token_cycle_bytes;                      /* what one token reads with no cache */
     uint64_t kv_token_bytes_f32, kv_token_bytes_f16; /* KV cache per token */
+    uint64_t kv_token_bytes_q8_0;                    /* likewise */
     bool has_text;                                   /* the file has a tokenizer */
 };
 

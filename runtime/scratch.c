@@ -44,7 +44,7 @@ static uint64_t rounded_row(enum act_type type, uint64_t n)
 }
 
 static void take_attention(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T,
-                           uint32_t threads)
+                           uint32_t threads, uint32_t ctx)
 {
     s->q = take_floats(bump, T * hp->n_head * hp->head_dim_k);
     s->k = take_floats(bump, T * hp->n_kv_head * hp->head_dim_k);
@@ -60,6 +60,7 @@ static void take_attention(struct scratch *s, struct bump *bump, const struct hp
                                   .head_dim_v = hp->head_dim_v};
     s->attention_floats = attention_scratch_floats(&args);
     s->attention = take_floats(bump, (uint64_t)threads * s->attention_floats);
+    s->attention_partials = take_floats(bump, attention_partial_floats(&args, ctx));
 }
 
 static void take_experts(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T,
@@ -95,7 +96,7 @@ uint64_t scratch_layout(struct scratch *s, uint8_t *base, const struct ps_model 
     s->normed = take_floats(&bump, T * hp->n_embd);
     s->branch = take_floats(&bump, T * hp->n_embd);
     s->hidden = take_floats(&bump, T * hp->n_embd);
-    take_attention(s, &bump, hp, T, threads);
+    take_attention(s, &bump, hp, T, threads, params->ctx);
     uint64_t widest = max_u64(hp->n_embd, (uint64_t)hp->n_head * hp->head_dim_v);
     for (int type = 0; type < ACT_N_TYPES; type++)
         s->rounded[type] =

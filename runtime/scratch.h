@@ -38,7 +38,8 @@ struct scratch {
     float *tiles;                  /* per thread: [2][FFN_TILE_TOKENS][FFN_TILE_ROWS] */
     size_t tile_floats;            /* per thread */
     float *attention;              /* per thread */
-    size_t attention_floats;
+    size_t attention_floats;       /* per thread */
+    float *attention_partials;     /* of the segments of a long context */
 
     float *router;                /* [T][n_expert] probabilities */
     uint32_t *chosen;             /* [T][K] expert ids in rank order; LOSSY_NO_EXPERT: left out */

@@ -112,6 +112,7 @@ static int print_json(const struct ps_model_info *info, const struct plans *plan
         {"token_cycle_bytes", info->token_cycle_bytes},
         {"kv_bytes_per_token_f32", info->kv_token_bytes_f32},
         {"kv_bytes_per_token_f16", info->kv_token_bytes_f16},
+        {"kv_bytes_per_token_q8_0", info->kv_token_bytes_q8_0},
         {"minimum_budget_bytes", plans->minimum},
     };
     for (size_t i = 0; root && i < sizeof(counts) / sizeof(counts[0]); i++)
@@ -152,8 +153,9 @@ static void print_info(const struct ps_model_info *i)
         cli_printf("shared       expert of width %u\n", i->n_ff_shared);
     if (i->n_ff > 0)
         cli_printf("dense FFN    width %u\n", i->n_ff);
-    cli_printf("KV cache     %s per token in f32, %s in f16\n", size_format(i->kv_token_bytes_f32, b),
-               size_format(i->kv_token_bytes_f16, c));
+    cli_printf("KV cache     %s per token in f32, %s in f16, %s in q8_0\n",
+               size_format(i->kv_token_bytes_f32, a), size_format(i->kv_token_bytes_f16, b),
+               size_format(i->kv_token_bytes_q8_0, c));
     cli_printf("tokenizer    %s\n", i->has_text ? "yes" : "none: token ids only");
 }
 

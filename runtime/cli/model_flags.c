@@ -19,7 +19,8 @@ static const struct flag_word auto_size[] = {{"auto", 0}, {0}};
 static const struct flag_word own_number[] = {{"own", 0}, {0}};
 static const struct flag_word io_words[] = {
     {"auto", PS_IO_AUTO}, {"uring", PS_IO_URING}, {"threads", PS_IO_THREADS}, {0}};
-static const struct flag_word kv_words[] = {{"f32", PS_KV_F32}, {"f16", PS_KV_F16}, {0}};
+static const struct flag_word kv_words[] = {
+    {"f32", PS_KV_F32}, {"f16", PS_KV_F16}, {"q8_0", PS_KV_Q8_0}, {0}};
 static const struct flag_word activation_words[] = {
     {"auto", PS_ACTIVATIONS_AUTO}, {"f32", PS_ACTIVATIONS_F32}, {0}};
 

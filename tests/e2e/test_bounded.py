@@ -79,7 +79,7 @@ class Bounded(harness.TestCase):
 
     def test_peak_memory_stays_within_the_budget_on_every_path(self):
         budget = self.budgets()[1]
-        axes = [("--io", "threads"), ("--direct", "off"), ("--threads", 1), ("--threads", 8), ("--kv", "f16")]
+        axes = [("--io", "threads"), ("--direct", "off"), ("--threads", 1), ("--threads", 8), ("--kv", "f16"), ("--kv", "q8_0")]
         axes += [("--queue-depth", 1), ("--ctx", 128)]
         axes += [("--cache-policy", policy) for policy in harness.cache_policies()]
         for flags in axes:

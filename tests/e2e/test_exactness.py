@@ -81,8 +81,19 @@ class Exactness(harness.TestCase):
     def test_same_for_any_chunk_with_f32_activations(self):
         self.assert_axis(*(("--chunk", n) for n in (1, 7)), base=("--activations", "f32"))
 
-    def test_same_for_any_chunk_with_f16_kv(self):
-        self.assert_axis(*(("--chunk", n) for n in (1, 7)), base=("--kv", "f16"))
+    def test_same_for_any_chunk_with_rounded_kv(self):
+        for kv in ("f16", "q8_0"):
+            self.assert_axis(("--chunk", 1), ("--chunk", 7), ("--threads", 3), base=("--kv", kv))
+
+    def test_same_for_any_chunk_and_threads_in_a_context_of_many_segments(self):
+        tokens = [(7 * i * i + 31 * i + 5) % 190 + 1 for i in range(700)]
+        model = BUNDLED_MODEL
+        for kv in ("f32", "q8_0"):
+            base = ("--kv", kv, "--ctx", len(tokens), *AMPLE)
+            expected = self.logits(model, tokens, *base)
+            for flags in (("--chunk", 1, "--threads", 2), ("--chunk", 3, "--threads", 3), ("--chunk", 50), ("--threads", 1)):
+                with self.subTest(kv=kv, flags=" ".join(map(str, flags))):
+                    self.assert_same_logits(self.logits(model, tokens, *base, *flags), expected)
 
     def test_same_for_any_chunk_on_every_instruction_set(self):
         for level in harness.cpu_levels():

@@ -15,6 +15,8 @@
 #include <unistd.h>
 
 #include "kernels/attention.h"
+#include "kernels/block_format.h"
+#include "kernels/matmul.h"
 #include "kernels/vector_ops.h"
 
 static uint32_t random_state = 7;
@@ -72,6 +74,20 @@ static const struct shape SHAPES[] = {
     {"window within a block", 3, 61, 4, 2, 40, 40, 7, true, KV_F16},
     {"window larger than the past", 6, 3, 4, 2, 64, 64, 100, false, KV_F32},
     {"window of two blocks", 40, 10, 2, 2, 64, 64, 64, false, KV_F16},
+    {"Q8_0, groups of 4", 9, 91, 8, 2, 128, 128, 0, false, KV_Q8_0},
+    {"Q8_0, dims of no whole block", 5, 60, 6, 3, 80, 40, 0, true, KV_Q8_0},
+    {"Q8_0, dims below a register", 3, 70, 2, 1, 5, 3, 0, false, KV_Q8_0},
+    {"Q8_0, ungrouped", 1, 150, 3, 3, 64, 64, 0, false, KV_Q8_0},
+    {"Q8_0, dims as MLA", 2, 66, 20, 1, 576, 512, 0, false, KV_Q8_0},
+    {"ungrouped prefill", 45, 200, 4, 4, 64, 96, 0, false, KV_F16},
+    {"more heads in a group than in a tile", 2, 130, 72, 1, 48, 32, 0, true, KV_F16},
+    {"one segment", 1, 255, 4, 2, 64, 64, 0, false, KV_F16},
+    {"one segment and one", 1, 256, 4, 2, 64, 64, 0, true, KV_Q8_0},
+    {"segments within a chunk", 40, 500, 4, 2, 16, 16, 0, false, KV_F32},
+    {"window over a segment's end", 70, 230, 4, 1, 32, 32, 60, true, KV_F16},
+    {"longer segments from a token on", 9, 4090, 15, 1, 8, 8, 0, false, KV_F16},
+    {"few tokens where segments grow", 3, 4094, 4, 1, 8, 8, 0, true, KV_F16},
+    {"long window where segments grow", 9, 4500, 16, 2, 8, 4, 4095, false, KV_Q8_0},
 };
 enum { N_SHAPES = sizeof(SHAPES) / sizeof(SHAPES[0]) };
 
@@ -79,39 +95,56 @@ enum { N_SHAPES = sizeof(SHAPES) / sizeof(SHAPES[0]) };
 struct problem {
     struct attention_args args;
     uint32_t n_cells;
-    float *q, *k, *v; /* k and v as the kernels see them: rounded to F16 where the cache is */
-    uint16_t *k_half, *v_half;
+    float *q, *k, *v; /* k and v: what the rows of the cache stand for */
+    char *k_rows, *v_rows;
     float *sinks, *out;
     int32_t *pos;
 };
 
-static float *kv_values(size_t n, uint16_t **half, float magnitude)
+static const struct matmul_kernels
+    *scalar_matmul; /* asking the CPU for each row takes long where it is virtual */
+
+static void store_row(enum kv_type type, void *row, const float *x, uint32_t n)
 {
-    float *x = random_floats(n, -magnitude, magnitude);
-    *half = allocate(n * sizeof(uint16_t));
-    return x;
+    kv_row_store(type, vector_ops_get(CPU_SCALAR), scalar_matmul, row, x, n);
 }
 
-static void round_to_half(float *x, uint16_t *half, size_t n)
+static void load_row(enum kv_type type, const void *row, float *x, uint32_t n)
 {
-    const struct vector_ops *ops = vector_ops_get(CPU_SCALAR);
-    ops->f32_to_f16(half, x, n);
-    ops->f16_to_f32(x, half, n);
+    if (type == KV_F16) {
+        vector_ops_get(CPU_SCALAR)->f16_to_f32(x, row, n);
+    } else if (type == KV_Q8_0) {
+        size_t whole = ((size_t)n + 31) / 32 * 32;
+        float *values = allocate(whole * sizeof(float));
+        block_format_find(BLOCK_Q8_0)->dequantize(row, values, whole);
+        memcpy(x, values, n * sizeof(float));
+        free(values);
+    } else {
+        memcpy(x, row, n * sizeof(float));
+    }
+}
+
+/* Random rows of a cache, and the values they stand for. */
+static char *cache_new(enum kv_type type, size_t n_rows, uint32_t dim, float magnitude, float **values)
+{
+    size_t row_bytes = kv_row_bytes(type, dim);
+    char *rows = allocate(n_rows * row_bytes);
+    *values = random_floats(n_rows * dim, -magnitude, magnitude);
+    for (size_t i = 0; i < n_rows; i++) {
+        store_row(type, rows + i * row_bytes, *values + i * dim, dim);
+        load_row(type, rows + i * row_bytes, *values + i * dim, dim);
+    }
+    return rows;
 }
 
 static struct problem problem_new(const struct shape *s)
 {
     uint32_t n_cells = s->first_pos + s->n_tokens + 3;
-    size_t n_k = (size_t)n_cells * s->n_kv_head * s->head_dim_k;
-    size_t n_v = (size_t)n_cells * s->n_kv_head * s->head_dim_v;
+    size_t n_rows = (size_t)n_cells * s->n_kv_head;
     struct problem p = {.n_cells = n_cells};
     p.q = random_floats((size_t)s->n_tokens * s->n_head * s->head_dim_k, -2.0f, 2.0f);
-    p.k = kv_values(n_k, &p.k_half, 2.0f);
-    p.v = kv_values(n_v, &p.v_half, 1.0f);
-    if (s->type == KV_F16) {
-        round_to_half(p.k, p.k_half, n_k);
-        round_to_half(p.v, p.v_half, n_v);
-    }
+    p.k_rows = cache_new(s->type, n_rows, s->head_dim_k, 2.0f, &p.k);
+    p.v_rows = cache_new(s->type, n_rows, s->head_dim_v, 1.0f, &p.v);
     p.sinks = random_floats(s->n_head, -2.0f, 4.0f);
     p.out = allocate((size_t)s->n_tokens * s->n_head * s->head_dim_v * sizeof(float));
     p.pos = allocate(s->n_tokens * sizeof(int32_t));
@@ -122,8 +155,8 @@ static struct problem problem_new(const struct shape *s)
     size_t v_row = kv_row_bytes(s->type, s->head_dim_v);
     p.args = (struct attention_args){.q = p.q,
                                      .q_stride = (size_t)s->n_head * s->head_dim_k,
-                                     .k = s->type == KV_F16 ? (const void *)p.k_half : p.k,
-                                     .v = s->type == KV_F16 ? (const void *)p.v_half : p.v,
+                                     .k = p.k_rows,
+                                     .v = p.v_rows,
                                      .k_head_stride = k_row,
                                      .k_row_stride = k_row * s->n_kv_head,
                                      .v_head_stride = v_row,
@@ -148,22 +181,59 @@ static void problem_free(struct problem *p)
     free(p->q);
     free(p->k);
     free(p->v);
-    free(p->k_half);
-    free(p->v_half);
+    free(p->k_rows);
+    free(p->v_rows);
     free(p->sinks);
     free(p->out);
     free(p->pos);
 }
 
+/* Memory that ends where a page begins that nobody may touch. */
+struct guarded {
+    void *map;
+    size_t map_bytes;
+    void *at; /* n bytes */
+};
+
+static struct guarded guarded_new(size_t n)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t room = (n + page - 1) / page * page;
+    struct guarded g = {.map_bytes = room + page};
+    g.map = mmap(NULL, g.map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(g.map != MAP_FAILED);
+    assert_int_equal(mprotect((char *)g.map + room, page, PROT_NONE), 0);
+    g.at = (char *)g.map + room - n;
+    return g;
+}
+
+static void guarded_free(const struct guarded *g)
+{
+    munmap(g->map, g->map_bytes);
+}
+
+/* Items from the last to the first, as no order may be needed. */
 static void attend(enum cpu_level level, const struct attention_args *args)
 {
     const struct attention_kernels *kernels = attention_kernels_get(level);
     assert_int_equal(kernels->level, level);
-    float *scratch = allocate(attention_scratch_floats(args) * sizeof(float));
-    for (uint32_t item = 0; item < attention_n_items(args); item++) {
-        kernels->item(args, item, scratch);
+    uint64_t n_cells = 0;
+    for (uint32_t t = 0; t < args->n_tokens; t++) {
+        n_cells = args->pos[t] >= (int64_t)n_cells ? (uint64_t)args->pos[t] + 1 : n_cells;
     }
-    free(scratch);
+    struct guarded scratch = guarded_new(attention_scratch_floats(args) * sizeof(float));
+    struct guarded partials = guarded_new(attention_partial_floats(args, n_cells) * sizeof(float));
+    struct attention_args copy = *args;
+    copy.partials = partials.at;
+    struct attention_work work = attention_work_of(&copy);
+    for (uint32_t item = work.n_items; item-- > 0;) {
+        kernels->item(&copy, &work, item, scratch.at);
+    }
+    for (uint32_t i = work.n_combines; i-- > 0;) {
+        kernels->combine(&copy, &work, i);
+    }
+    guarded_free(&scratch);
+    guarded_free(&partials);
 }
 
 /* Runs the problem into a fresh buffer of args->out's size. */
@@ -293,18 +363,17 @@ static void token_alone_gives_the_bits_it_has_in_a_chunk(void **state)
     at_each_level(check_alone);
 }
 
-static void poison_cell(struct problem *p, uint32_t cell)
+static void fill_cell(struct problem *p, uint32_t cell, float k, float v)
 {
     const struct attention_args *a = &p->args;
-    size_t n_k = (size_t)a->n_kv_head * a->head_dim_k;
-    size_t n_v = (size_t)a->n_kv_head * a->head_dim_v;
-    for (size_t i = 0; i < n_k; i++) {
-        p->k[cell * n_k + i] = NAN;
-        p->k_half[cell * n_k + i] = 0x7e00;
+    float x[2][1024];
+    for (size_t i = 0; i < 1024; i++) {
+        x[0][i] = k;
+        x[1][i] = v;
     }
-    for (size_t i = 0; i < n_v; i++) {
-        p->v[cell * n_v + i] = NAN;
-        p->v_half[cell * n_v + i] = 0x7e00;
+    for (uint32_t h = 0; h < a->n_kv_head; h++) {
+        store_row(a->type, p->k_rows + cell * a->k_row_stride + h * a->k_head_stride, x[0], a->head_dim_k);
+        store_row(a->type, p->v_rows + cell * a->v_row_stride + h * a->v_head_stride, x[1], a->head_dim_v);
     }
 }
 
@@ -315,7 +384,7 @@ static void check_invisible_cells(enum cpu_level level, const struct shape *shap
     attend(level, &p.args);
     for (uint32_t c = 0; c < p.n_cells; c++) {
         if (!sees(&p.args, last, c)) {
-            poison_cell(&p, c);
+            fill_cell(&p, c, NAN, NAN);
         }
     }
     float *out = attend_new(level, &p.args);
@@ -381,7 +450,7 @@ static void check_layout(enum cpu_level level, const struct shape *shape)
 {
     struct problem p = problem_new(shape);
     attend(level, &p.args);
-    size_t unit = kv_row_bytes(shape->type, 1);
+    size_t unit = shape->type == KV_F32 ? sizeof(float) : sizeof(uint16_t);
     size_t k_row = kv_row_bytes(shape->type, shape->head_dim_k);
     size_t v_row = kv_row_bytes(shape->type, shape->head_dim_v);
     char *k = spread(p.args.k, &p, k_row, unit);
@@ -407,35 +476,22 @@ static void layout_and_alignment_of_the_cache_change_no_bit(void **state)
     at_each_level(check_layout);
 }
 
-/* A copy that ends where memory ends. */
-static char *copy_before_guard(const void *bytes, size_t n, void **map, size_t *map_bytes)
-{
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    size_t room = (n + page - 1) / page * page;
-    *map_bytes = room + page;
-    *map = mmap(NULL, *map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    assert_true(*map != MAP_FAILED);
-    assert_int_equal(mprotect((char *)*map + room, page, PROT_NONE), 0);
-    return memcpy((char *)*map + room - n, bytes, n);
-}
-
 /* Fails by a segmentation fault. */
 static void check_no_read_ahead(enum cpu_level level, const struct shape *shape)
 {
     struct problem p = problem_new(shape);
     attend(level, &p.args);
     size_t n_visible = shape->first_pos + shape->n_tokens;
-    void *maps[2];
-    size_t map_bytes[2];
+    struct guarded k = guarded_new(n_visible * p.args.k_row_stride);
+    struct guarded v = guarded_new(n_visible * p.args.v_row_stride);
     struct attention_args args = p.args;
-    args.k = copy_before_guard(args.k, n_visible * args.k_row_stride, &maps[0], &map_bytes[0]);
-    args.v = copy_before_guard(args.v, n_visible * args.v_row_stride, &maps[1], &map_bytes[1]);
+    args.k = memcpy(k.at, args.k, n_visible * args.k_row_stride);
+    args.v = memcpy(v.at, args.v, n_visible * args.v_row_stride);
     float *out = attend_new(level, &args);
     assert_same_bits(out, p.out, p.args.n_tokens * p.args.out_stride, shape->name);
     free(out);
-    for (size_t i = 0; i < 2; i++) {
-        munmap(maps[i], map_bytes[i]);
-    }
+    guarded_free(&k);
+    guarded_free(&v);
     problem_free(&p);
 }
 
@@ -470,7 +526,7 @@ static void nan_in_a_visible_cell_reaches_the_output(void **state)
             continue;
         }
         struct problem p = problem_new(&SHAPES[5]);
-        poison_cell(&p, 40);
+        fill_cell(&p, 40, NAN, NAN);
         attend(level, &p.args);
         for (size_t i = 0; i < p.args.n_tokens * p.args.out_stride; i++) {
             assert_true(isnan(p.out[i]));
@@ -512,8 +568,8 @@ static void scores_of_minus_infinity_count_for_nothing(void **state)
         for (size_t i = 0; i < p.args.q_stride; i++) {
             p.q[i] = 1.0f;
         }
-        for (size_t i = 0; i < (size_t)p.n_cells * p.args.n_kv_head * p.args.head_dim_k; i++) {
-            p.k_half[i] = 0xfc00;
+        for (uint32_t c = 0; c < p.n_cells; c++) {
+            fill_cell(&p, c, -INFINITY, 1.0f);
         }
         attend(level, &p.args);
         for (size_t i = 0; i < p.args.out_stride; i++) {
@@ -523,12 +579,213 @@ static void scores_of_minus_infinity_count_for_nothing(void **state)
     }
 }
 
+/* The cells are read as F32 rows that hold the values they stand for. */
+static void check_types(enum cpu_level level, const struct shape *shape)
+{
+    struct problem p = problem_new(shape);
+    attend(level, &p.args);
+    struct attention_args args = p.args;
+    args.type = KV_F32;
+    args.k = p.k;
+    args.v = p.v;
+    args.k_head_stride = shape->head_dim_k * sizeof(float);
+    args.v_head_stride = shape->head_dim_v * sizeof(float);
+    args.k_row_stride = args.k_head_stride * shape->n_kv_head;
+    args.v_row_stride = args.v_head_stride * shape->n_kv_head;
+    float *out = attend_new(level, &args);
+    assert_same_bits(out, p.out, p.args.n_tokens * p.args.out_stride, shape->name);
+    free(out);
+    problem_free(&p);
+}
+
+static void type_of_the_cache_changes_no_bit_but_by_rounding_its_values(void **state)
+{
+    (void)state;
+    at_each_level(check_types);
+}
+
+static uint32_t random_below(uint32_t n)
+{
+    return (uint32_t)(random_float(0.0f, 1.0f) * (float)n) % n;
+}
+
+static struct shape random_shape(void)
+{
+    static const uint32_t GROUPS[] = {1, 1, 2, 3, 4, 5, 8, 16, 40};
+    struct shape s = {.name = "random"};
+    s.n_kv_head = 1 + random_below(3);
+    s.n_head = s.n_kv_head * GROUPS[random_below(sizeof(GROUPS) / sizeof(GROUPS[0]))];
+    s.n_tokens = 1 + random_below(random_below(2) == 0 ? 4 : 50);
+    s.first_pos = random_below(random_below(2) == 0 ? 70 : 900);
+    s.head_dim_k = 1 + random_below(150);
+    s.head_dim_v = random_below(2) == 0 ? s.head_dim_k : 1 + random_below(150);
+    s.window = random_below(2) == 0 ? 0 : 1 + random_below(400);
+    s.sinks = random_below(2) == 0;
+    s.type = (enum kv_type)random_below(KV_N_TYPES);
+    return s;
+}
+
+static void random_shapes_keep_all_of_this(void **state)
+{
+    (void)state;
+    for (enum cpu_level level = CPU_SCALAR; level < CPU_N_LEVELS; level++) {
+        if (!cpu_level_available(level)) {
+            continue;
+        }
+        random_state = 99;
+        for (int i = 0; i < 40; i++) {
+            struct shape s = random_shape();
+            check_reference(level, &s);
+            check_alone(level, &s);
+            check_ungrouped(level, &s);
+            check_types(level, &s);
+        }
+    }
+}
+
+/* Positions in any order, with gaps, more than once and before all cells: a token's result is its own. */
+static void positions_may_come_in_any_order(void **state)
+{
+    (void)state;
+    static const int32_t POSITIONS[] = {700, 3, 3, -1, 256, 255, 701, 64, 63, 0, 511, 512, 700};
+    enum { N = sizeof(POSITIONS) / sizeof(POSITIONS[0]) };
+    const struct shape shape = {"any order", N, 700, 12, 2, 64, 64, 300, true, KV_F16};
+    for (enum cpu_level level = CPU_SCALAR; level < CPU_N_LEVELS; level++) {
+        if (!cpu_level_available(level)) {
+            continue;
+        }
+        struct problem p = problem_new(&shape);
+        memcpy(p.pos, POSITIONS, sizeof(POSITIONS));
+        attend(level, &p.args);
+        for (uint32_t t = 0; t < N; t++) {
+            struct attention_args alone = p.args;
+            alone.n_tokens = 1;
+            alone.q += t * alone.q_stride;
+            alone.pos += t;
+            float *out = attend_new(level, &alone);
+            assert_same_bits(out, p.out + t * p.args.out_stride, p.args.out_stride, shape.name);
+            free(out);
+        }
+        problem_free(&p);
+    }
+}
+
+/* A long context of one kv head is work for many threads; so are a few tokens of it. */
+static void few_tokens_of_a_long_context_are_many_items(void **state)
+{
+    (void)state;
+    int32_t pos[512];
+    struct attention_args args = {
+        .pos = pos, .n_head = 32, .n_kv_head = 4, .head_dim_k = 128, .head_dim_v = 128};
+    for (uint32_t n = 1; n <= 512; n *= 2) {
+        args.n_tokens = n;
+        for (uint32_t t = 0; t < n; t++) {
+            pos[t] = (int32_t)(8000 + t);
+        }
+        struct attention_work work = attention_work_of(&args);
+        assert_true(work.n_items >= (n == 8 ? 32 : 64));
+        assert_true(work.n_parts <= ATTENTION_MAX_SEGMENTS);
+    }
+}
+
+/* What a run plans for its longest chunk and context does for every call. */
+static void planned_partials_suffice_for_smaller_calls(void **state)
+{
+    (void)state;
+    random_state = 5;
+    int32_t pos[64];
+    for (int i = 0; i < 2000; i++) {
+        struct shape s = random_shape();
+        uint32_t n_cells = 1 + random_below(20000);
+        struct attention_args args = {.pos = pos,
+                                      .n_tokens = 64,
+                                      .n_head = s.n_head,
+                                      .n_kv_head = s.n_kv_head,
+                                      .head_dim_k = s.head_dim_k,
+                                      .head_dim_v = s.head_dim_v,
+                                      .window = s.window};
+        size_t planned = attention_partial_floats(&args, n_cells);
+        args.n_tokens = 1 + random_below(64);
+        for (uint32_t t = 0; t < args.n_tokens; t++) {
+            pos[t] = (int32_t)random_below(n_cells);
+        }
+        struct attention_work work = attention_work_of(&args);
+        size_t rows = (size_t)args.n_tokens * args.n_head;
+        size_t used = work.n_parts > 1 ? rows * work.n_parts * (args.head_dim_v + 2) : 0;
+        assert_true(used <= planned);
+    }
+}
+
+/* NaN and infinities in one token's q: its own output is NaN, all others keep their bits. */
+static void token_with_nan_harms_no_other(void **state)
+{
+    (void)state;
+    static const float BAD[] = {NAN, INFINITY, -INFINITY};
+    for (enum cpu_level level = CPU_SCALAR; level < CPU_N_LEVELS; level++) {
+        if (!cpu_level_available(level)) {
+            continue;
+        }
+        for (size_t b = 0; b < 3; b++) {
+            struct problem p = problem_new(&SHAPES[5]);
+            attend(level, &p.args);
+            size_t bad = 4 * p.args.q_stride + 3 * (size_t)p.args.head_dim_k;
+            for (size_t i = 0; i < p.args.head_dim_k; i++) {
+                p.q[bad + i] = BAD[b];
+            }
+            float *out = attend_new(level, &p.args);
+            size_t row = 4 * p.args.out_stride + 3 * (size_t)p.args.head_dim_v;
+            assert_same_bits(out, p.out, row, "before");
+            assert_true(isnan(out[row]) && isnan(out[row + p.args.head_dim_v - 1]));
+            size_t after = row + p.args.head_dim_v;
+            assert_same_bits(out + after, p.out + after, p.args.n_tokens * p.args.out_stride - after,
+                             "after");
+            free(out);
+            problem_free(&p);
+        }
+    }
+}
+
 static void cache_row_is_as_long_as_its_values(void **state)
 {
     (void)state;
     assert_int_equal(kv_row_bytes(KV_F32, 128), 512);
     assert_int_equal(kv_row_bytes(KV_F16, 128), 256);
     assert_int_equal(kv_row_bytes(KV_F16, 7), 14);
+    assert_int_equal(kv_row_bytes(KV_Q8_0, 128), 4 * 34);
+    assert_int_equal(kv_row_bytes(KV_Q8_0, 80), 3 * 34);
+    assert_int_equal(kv_row_bytes(KV_Q8_0, 1), 34);
+}
+
+static void q8_0_row_is_near_its_values_and_the_same_at_every_level(void **state)
+{
+    (void)state;
+    enum { N = 80 };
+    float *x = random_floats(N, -3.0f, 3.0f);
+    unsigned char row[3 * 34];
+    float back[N];
+    store_row(KV_Q8_0, row, x, N);
+    load_row(KV_Q8_0, row, back, N);
+    for (uint32_t i = 0; i < N; i++) {
+        assert_true(fabsf(back[i] - x[i]) <= 3.0f / 127.0f * 0.51f);
+    }
+    for (size_t i = 16; i < 32; i++) {
+        assert_int_equal(row[2 * 34 + 2 + i], 0);
+    }
+    for (enum cpu_level level = CPU_SCALAR; level < CPU_N_LEVELS; level++) {
+        if (!cpu_level_available(level)) {
+            continue;
+        }
+        unsigned char other[sizeof(row)];
+        kv_row_store(KV_Q8_0, vector_ops_get(level), matmul_kernels_get(level), other, x, N);
+        assert_memory_equal(other, row, sizeof(row));
+    }
+    x[40] = INFINITY;
+    store_row(KV_Q8_0, row, x, N);
+    load_row(KV_Q8_0, row, back, N);
+    for (uint32_t i = 0; i < N; i++) {
+        assert_true(isnan(back[i]) == (i / 32 == 1));
+    }
+    free(x);
 }
 
 int main(void)
@@ -544,7 +801,15 @@ int main(void)
         cmocka_unit_test(nan_in_a_visible_cell_reaches_the_output),
         cmocka_unit_test(huge_scores_select_the_largest),
         cmocka_unit_test(scores_of_minus_infinity_count_for_nothing),
+        cmocka_unit_test(type_of_the_cache_changes_no_bit_but_by_rounding_its_values),
+        cmocka_unit_test(random_shapes_keep_all_of_this),
+        cmocka_unit_test(positions_may_come_in_any_order),
+        cmocka_unit_test(few_tokens_of_a_long_context_are_many_items),
+        cmocka_unit_test(planned_partials_suffice_for_smaller_calls),
+        cmocka_unit_test(token_with_nan_harms_no_other),
         cmocka_unit_test(cache_row_is_as_long_as_its_values),
+        cmocka_unit_test(q8_0_row_is_near_its_values_and_the_same_at_every_level),
     };
+    scalar_matmul = matmul_kernels_get(CPU_SCALAR);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
