@@ -14,6 +14,7 @@ STATISTICS = {
     *("io_backend", "direct"),
 }
 RUNNABLE_TYPES = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q4_K_M", "MXFP4"}
+RUNNABLE_TYPES |= {"IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0"}
 TOKENS = [(i * 13) % 97 for i in range(20)]
 TINY = ("--layers", 3, "--embd", 256, "--heads", 4, "--kv-heads", 2, "--head-dim", 64, "--vocab", 128, "--ctx", 128)
 TINY_EXPERTS = ("--experts", 8, "--top-k", 2, "--expert-ff", 256)

@@ -101,6 +101,15 @@ static void row_bytes_count_whole_blocks(void **state)
     assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q4_K), 512), 2 * 144);
     assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q5_K), 512), 2 * 176);
     assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q6_K), 512), 2 * 210);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ3_S), 512), 2 * 110);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ3_XXS), 512), 2 * 98);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ2_S), 512), 2 * 82);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ2_XS), 512), 2 * 74);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ2_XXS), 512), 2 * 66);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ1_M), 512), 2 * 56);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ1_S), 512), 2 * 50);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_TQ2_0), 512), 2 * 66);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_TQ1_0), 512), 2 * 54);
 }
 
 static void cpu_level_names_parse_back(void **state)
