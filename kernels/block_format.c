@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "kernels/block_grid.h"
 #include "kernels/block_layout.h"
 #include "kernels/vector_ops_f16.h"
 
@@ -253,6 +254,15 @@ static const struct block_format formats[] = {
     {BLOCK_Q4_K, "Q4_K", 256, sizeof(struct block_q4_k), ACT_Q8_K, dequantize_q4_k},
     {BLOCK_Q5_K, "Q5_K", 256, sizeof(struct block_q5_k), ACT_Q8_K, dequantize_q5_k},
     {BLOCK_Q6_K, "Q6_K", 256, sizeof(struct block_q6_k), ACT_Q8_K, dequantize_q6_k},
+    {BLOCK_IQ3_S, "IQ3_S", 256, sizeof(struct block_iq3_s), ACT_Q8_K, dequantize_iq3_s},
+    {BLOCK_IQ3_XXS, "IQ3_XXS", 256, sizeof(struct block_iq3_xxs), ACT_Q8_K, dequantize_iq3_xxs},
+    {BLOCK_IQ2_S, "IQ2_S", 256, sizeof(struct block_iq2_s), ACT_Q8_K, dequantize_iq2_s},
+    {BLOCK_IQ2_XS, "IQ2_XS", 256, sizeof(struct block_iq2_xs), ACT_Q8_K, dequantize_iq2_xs},
+    {BLOCK_IQ2_XXS, "IQ2_XXS", 256, sizeof(struct block_iq2_xxs), ACT_Q8_K, dequantize_iq2_xxs},
+    {BLOCK_IQ1_M, "IQ1_M", 256, sizeof(struct block_iq1_m), ACT_Q8_K, dequantize_iq1_m},
+    {BLOCK_IQ1_S, "IQ1_S", 256, sizeof(struct block_iq1_s), ACT_Q8_K, dequantize_iq1_s},
+    {BLOCK_TQ2_0, "TQ2_0", 256, sizeof(struct block_tq2_0), ACT_Q8_K, dequantize_tq2_0},
+    {BLOCK_TQ1_0, "TQ1_0", 256, sizeof(struct block_tq1_0), ACT_Q8_K, dequantize_tq1_0},
 };
 
 const struct block_format *block_format_at(uint32_t index)

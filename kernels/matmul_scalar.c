@@ -1,6 +1,7 @@
 /* matmul in plain C: the definition of the products (matmul_internal.h), to be checked by eye. */
 #include <math.h>
 
+#include "kernels/block_grid.h"
 #include "kernels/block_layout.h"
 #include "kernels/matmul_internal.h"
 
@@ -314,6 +315,22 @@ static float dot_superblock(const struct format_unpack *unpack, const uint8_t *r
     return acc;
 }
 
+static float dot_grid(grid_unpack_fn *unpack, const uint8_t *row, const struct act_q8_k *x, uint64_t n_blocks,
+                      uint32_t block_bytes)
+{
+    float acc = 0;
+    for (uint64_t b = 0; b < n_blocks; b++) {
+        struct grid_block w;
+        unpack(row + b * block_bytes, &w);
+        int sum = 0;
+        for (unsigned j = 0; j < CHUNK; j++) {
+            sum += w.scale[j / 16] * w.q[j] * x[b].q[j];
+        }
+        acc = fmaf((float)sum, w.d * x[b].d, acc);
+    }
+    return acc;
+}
+
 /* Sums of 256 values, added up in order: the error grows with the chunks, not with the values. */
 static float dot_f32(const struct block_format *format, const uint8_t *row, const float *x, uint64_t n)
 {
@@ -345,10 +362,14 @@ static float dot(const struct weight *w, const uint8_t *row, enum act_type act, 
 {
     const struct block_format *format = w->format;
     const struct format_unpack *unpack = find_unpack(format->type);
+    grid_unpack_fn *grid = grid_unpack_find(format->type);
     switch (act) {
     case ACT_Q8_0:
         return dot_block32(unpack, format, row, x, w->n_cols / 32);
     case ACT_Q8_K:
+        if (grid != NULL) {
+            return dot_grid(grid, row, x, w->n_cols / 256, format->bytes);
+        }
         return dot_superblock(unpack, row, x, w->n_cols / 256, format->bytes);
     default:
         return dot_f32(format, row, x, w->n_cols);

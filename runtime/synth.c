@@ -30,6 +30,15 @@ static const struct type_choice choices[] = {
     {"q5_1", BLOCK_Q5_1, 9, false},      {"iq4_nl", BLOCK_IQ4_NL, 25, false},
     {"iq4_xs", BLOCK_IQ4_XS, 30, false}, {"nvfp4", BLOCK_NVFP4, 39, false},
     {"q1_0", BLOCK_Q1_0, 40, false},     {"q2_0", BLOCK_Q2_0, 41, false},
+    {"iq3_s", BLOCK_IQ3_S, 26, false},
+    {"iq3_xxs", BLOCK_IQ3_XXS, 23, false},
+    {"iq2_s", BLOCK_IQ2_S, 28, false},
+    {"iq2_xs", BLOCK_IQ2_XS, 20, false},
+    {"iq2_xxs", BLOCK_IQ2_XXS, 19, false},
+    {"iq1_m", BLOCK_IQ1_M, 31, false},
+    {"iq1_s", BLOCK_IQ1_S, 24, false},
+    {"tq2_0", BLOCK_TQ2_0, 37, false},
+    {"tq1_0", BLOCK_TQ1_0, 36, false},
 };
 
 enum { N_CHOICES = sizeof(choices) / sizeof(choices[0]) };

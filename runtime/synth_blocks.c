@@ -134,11 +134,31 @@ static void finish_nvfp4(const struct synth_fill *fill, uint8_t *block)
         block[i] = (uint8_t)(fill->exponent + (block[i] < fill->exponent_threshold));
 }
 
+/* Two bits 0, 1, 2: ggml never writes 3, which becomes 1 and makes the mean 1. */
+static void finish_tq2(const struct synth_fill *fill, uint8_t *block)
+{
+    (void)fill;
+    for (unsigned i = 0; i < 64; i++)
+        block[i] &= (uint8_t) ~(block[i] & (block[i] << 1) & 0xaa);
+}
+
+/* d stands in the high nibbles of four u16, low one first; the random ones choose it, of either sign. */
+static void finish_iq1_m(const struct synth_fill *fill, uint8_t *block)
+{
+    uint8_t *scales = block + 48;
+    uint16_t d = fill->scale[(scales[1] >> 4) % SYNTH_SCALES] | (uint16_t)((scales[3] & 0x10) << 11);
+    for (unsigned i = 0; i < 4; i++)
+        scales[2 * i + 1] = (uint8_t)((scales[2 * i + 1] & 0x0f) | (d >> (4 * i) & 0x0f) << 4);
+}
+
 /* Mean squares: of q uniform over n integers about their mean, (n^2 - 1) / 12, plus the mean's square where it is not
  * shifted away; times that of the integer scales. */
 #define SQUARE_K_SCALES 2341.5f /* 32..63 */
 #define SQUARE_SIGNED_6 341.5f  /* -32..31 */
 #define SQUARE_IQ4_NL   4548.0f /* its 16 values */
+#define SQUARE_ODD_16   341.0f  /* 2 s + 1, s in 0..15 */
+#define SQUARE_ODD_8    85.0f   /* s in 0..7 */
+#define SQUARE_IQ1      0.6098f /* over its grid, with the deltas of 1/8; so the others below */
 
 static const struct synth_recipe recipes[] = {
     {BLOCK_F32, ABSENT, ABSENT, 0, false, 0, NULL},
@@ -160,6 +180,15 @@ static const struct synth_recipe recipes[] = {
     {BLOCK_NVFP4, ABSENT, ABSENT, 0, false, 34.25f, finish_nvfp4},
     {BLOCK_Q1_0, 0, ABSENT, 0, false, 1.0f, NULL},
     {BLOCK_Q2_0, 0, ABSENT, 0, true, 1.5f, NULL},
+    {BLOCK_IQ3_S, 0, ABSENT, 0, false, 57.672f * SQUARE_ODD_16, NULL},
+    {BLOCK_IQ3_XXS, 0, ABSENT, 0, false, 951.64f / 16 * SQUARE_ODD_16, NULL},
+    {BLOCK_IQ2_S, 0, ABSENT, 0, false, 596.84f / 64 * SQUARE_ODD_16, NULL},
+    {BLOCK_IQ2_XS, 0, ABSENT, 0, false, 586.48f / 64 * SQUARE_ODD_16, NULL},
+    {BLOCK_IQ2_XXS, 0, ABSENT, 0, false, 534.43f / 64 * SQUARE_ODD_16, NULL},
+    {BLOCK_IQ1_M, ABSENT, ABSENT, 0, false, SQUARE_IQ1 *SQUARE_ODD_8, finish_iq1_m},
+    {BLOCK_IQ1_S, 0, ABSENT, 0, true, SQUARE_IQ1 *SQUARE_ODD_8, NULL},
+    {BLOCK_TQ2_0, 64, ABSENT, 0, false, 0.5f, finish_tq2},
+    {BLOCK_TQ1_0, 52, ABSENT, 0, true, 171.0f / 256, NULL},
 };
 
 enum { N_RECIPES = sizeof(recipes) / sizeof(recipes[0]) };

@@ -5,7 +5,7 @@
 
 #include "runtime/cli/cli.h"
 #include "runtime/cli/kernel_bench.h"
-#include "runtime/machine.h"
+#include "runtime/topology.h"
 
 struct kernels_options {
     const char *format, *cpu;
@@ -171,7 +171,7 @@ static int run(const struct kernels_options *options, enum cpu_level level)
     struct report report = {
         .level = cpu_level_name(level),
         .params = {.level = level,
-                   .threads = options->threads > 0 ? options->threads : machine_physical_cores(),
+                   .threads = options->threads,
                    .rows = options->rows,
                    .cols = options->cols,
                    .memory_bytes = options->memory,
@@ -181,6 +181,11 @@ static int run(const struct kernels_options *options, enum cpu_level level)
     struct kernel_bench *bench = NULL;
     struct ps_error err;
     int exit_code = CLI_OK;
+    if (options->threads == 0) {
+        struct topology topology;
+        topology_read_own(&topology);
+        report.params.threads = topology.physical;
+    }
     cli_catch_interrupt();
     enum ps_status status = report.results ? kernel_bench_new(&bench, &report.params, &err)
                                            : ps_error_set(&err, PS_ERR_NOMEM, "bench kernels: out of memory");

@@ -16,7 +16,7 @@ from harness import needs_shared, shared
 ARCHITECTURES = {"llama", "olmoe", "qwen2moe", "qwen3moe"}
 TYPES = {
     *("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-    *("IQ4_NL", "IQ4_XS", "MXFP4"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0"),
 }
 
 EXACT = ("--activations", "f32")
@@ -138,6 +138,17 @@ class Golden(harness.TestCase):
                     prefix = self.path(f"{model_id}-{metadata_only_first}")
                     parts = gguf_tool.split(gguf_tool.read(path), prefix, 4, metadata_only_first)
                     self.assert_same_logits(self.logits(parts[0], harness.golden_tokens()), whole)
+
+    @manifest_present
+    def test_the_golden_split_sets_give_what_their_single_files_give(self):
+        for split_set in harness.golden_manifest()["splits"]:
+            model = harness.golden_model(split_set["same_as"])
+            if unsupported_types(model):
+                continue
+            with self.subTest(first=split_set["files"][0]):
+                whole = self.logits(file_of(model), harness.golden_tokens())
+                parts = self.logits(shared("golden", split_set["files"][0]), harness.golden_tokens())
+                self.assert_same_logits(parts, whole)
 
     @manifest_present
     def test_other_block_formats_are_refused_by_name(self):

@@ -66,7 +66,7 @@ static void dequantizes_as_ggml_to_the_bit(void **state)
         print_message("no golden data under %s\n", TEST_SHARED_DIR);
         skip();
     }
-    assert_int_equal(n_found, 18); /* all but F32 */
+    assert_int_equal(n_found, 27); /* all but F32 */
 }
 
 static void f32_is_copied(void **state)
@@ -85,7 +85,7 @@ static void formats_are_found_by_type(void **state)
     for (; block_format_at(n) != NULL; n++) {
         assert_ptr_equal(block_format_find(block_format_at(n)->type), block_format_at(n));
     }
-    assert_int_equal(n, 19);
+    assert_int_equal(n, 28);
     assert_null(block_format_at(n + 1));
     assert_null(block_format_find(4)); /* a type that ggml removed */
     assert_string_equal(block_format_find(39)->name, "MXFP4");
@@ -113,6 +113,15 @@ static void row_bytes_count_whole_blocks(void **state)
     assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q4_K), 512), 2 * 144);
     assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q5_K), 512), 2 * 176);
     assert_int_equal(block_row_bytes(block_format_find(BLOCK_Q6_K), 512), 2 * 210);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ3_S), 512), 2 * 110);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ3_XXS), 512), 2 * 98);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ2_S), 512), 2 * 82);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ2_XS), 512), 2 * 74);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ2_XXS), 512), 2 * 66);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ1_M), 512), 2 * 56);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_IQ1_S), 512), 2 * 50);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_TQ2_0), 512), 2 * 66);
+    assert_int_equal(block_row_bytes(block_format_find(BLOCK_TQ1_0), 512), 2 * 54);
 }
 
 static void nvfp4_scales_are_halved_and_nan_is_0(void **state)

@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "kernels/block_grid.h"
 #include "kernels/block_layout.h"
 #include "kernels/matmul.h"
 #include "kernels/matmul_internal.h"
@@ -81,6 +82,20 @@ static void set_scales(uint32_t type, uint8_t *block, float d)
     case BLOCK_Q6_K:
         store_f16(block + offsetof(struct block_q6_k, d), d);
         break;
+    case BLOCK_TQ1_0:
+        store_f16(block + offsetof(struct block_tq1_0, d), d);
+        break;
+    case BLOCK_TQ2_0:
+        store_f16(block + offsetof(struct block_tq2_0, d), d);
+        break;
+    case BLOCK_IQ1_M: { /* a nibble in each of four words */
+        uint8_t *scales = block + offsetof(struct block_iq1_m, scales);
+        uint16_t h = f32_to_f16_one(d);
+        for (unsigned i = 0; i < 4; i++) {
+            scales[2 * i + 1] = (uint8_t)((scales[2 * i + 1] & 15) | (h >> (4 * i) & 15) << 4);
+        }
+        break;
+    }
     default:
         store_f16(block, d);
     }
