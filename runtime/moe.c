@@ -195,7 +195,12 @@ static void compute_views(struct moe_layer *m, const struct expert_view *views, 
     /* Rounded before the parallel region: acts_for is not for concurrent first use. */
     acts_for(m->f, m->acts, &m->gate, &stride);
     acts_for(m->f, m->acts, &m->up, &stride);
-    run_region(m->f, make_job, m, n);
+    if (m->f->n_tokens == 1) { /* nothing is copied: less than it takes to share the work */
+        for (uint32_t j = 0; j < n; j++)
+            make_job(m, j, 0);
+    } else {
+        run_region(m->f, make_job, m, n);
+    }
     run_ffns(m->f, m->jobs, n);
 }
 
