@@ -50,9 +50,6 @@ const uint32_t GRID_IQ3_S[512] = {
 #undef C
 
 #define C(CODE) CODE
-const uint16_t GRID_IQ2_XXS_CODES[256] = {
-#include "kernels/grid_iq2_xxs.inc"
-};
 const uint16_t GRID_IQ3_XXS_CODES[256] = {
 #include "kernels/grid_iq3_xxs.inc"
 };
@@ -61,7 +58,6 @@ const uint16_t GRID_IQ3_S_CODES[512] = {
 };
 #undef C
 
-const uint8_t GRID_IQ2_DIGITS[16] = {VALUE_IQ2(0), VALUE_IQ2(1), VALUE_IQ2(2)};
 const uint8_t GRID_IQ3_XXS_DIGITS[16] = {
     VALUE_IQ3_XXS(0), VALUE_IQ3_XXS(1), VALUE_IQ3_XXS(2), VALUE_IQ3_XXS(3),
     VALUE_IQ3_XXS(4), VALUE_IQ3_XXS(5), VALUE_IQ3_XXS(6), VALUE_IQ3_XXS(7),

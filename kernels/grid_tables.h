@@ -26,10 +26,8 @@ extern const uint32_t GRID_IQ3_XXS[256];
 extern const uint32_t GRID_IQ3_S[512];
 
 /* The same by digits, for tables that fit vector registers; what a digit stands for, plus the offset. */
-extern const uint16_t GRID_IQ2_XXS_CODES[256];
 extern const uint16_t GRID_IQ3_XXS_CODES[256];
 extern const uint16_t GRID_IQ3_S_CODES[512];
-extern const uint8_t GRID_IQ2_DIGITS[16];
 extern const uint8_t GRID_IQ3_XXS_DIGITS[16];
 extern const uint8_t GRID_IQ3_S_DIGITS[16];
 
