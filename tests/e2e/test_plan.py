@@ -58,7 +58,9 @@ class Figures(Case):
         plan = self.plan()
         rows = plan["budgets"]
         self.assertGreater(len(rows), 4)
-        self.assertEqual(rows[-1]["slots"], 192)
+        # A sanitizer's own memory grows between the choice of budgets and their plans.
+        least = 192 - ((1 << 20) // 104448 if harness.is_slow() else 0)
+        self.assertIn(rows[-1]["slots"], range(least, 193))
         self.assertTrue(all(row["fits"] for row in rows))
         self.assertIn(plan["recommended_ram_bytes"], [row["ram_bytes"] for row in rows])
         self.assertIn(plan["knee_ram_bytes"], [None] + [row["ram_bytes"] for row in rows])
