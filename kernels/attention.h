@@ -59,6 +59,10 @@ struct attention_kernels {
     void (*combine)(const struct attention_args *args, const struct attention_work *work, uint32_t index);
 };
 
+/* Positions count from the first row of k and v. A cache that drops old rows of a window may let row 0 move in multiples of
+ * this: segments then hold the same cells as before, and results keep their bits. */
+uint32_t attention_window_step(uint32_t window);
+
 /* Sizes that do for calls with up to args->n_tokens tokens and pos < n_cells. They look at n_tokens, n_head,
  * n_kv_head, head_dim_k, head_dim_v. */
 size_t attention_scratch_floats(const struct attention_args *args);

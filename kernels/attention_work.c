@@ -31,6 +31,16 @@ struct attention_span attention_span_of(const struct attention_args *args, uint3
     return span;
 }
 
+/* The longest segment a token of this window can have: one that starts anywhere spans a segment more than its length. */
+uint32_t attention_window_step(uint32_t window)
+{
+    uint32_t step = ATTENTION_SEGMENT;
+    while (window / step + 2 > ATTENTION_MAX_SEGMENTS) {
+        step *= 2;
+    }
+    return step;
+}
+
 struct attention_range attention_segment(const struct attention_span *span, uint64_t segment)
 {
     uint64_t begin = segment * span->cells;

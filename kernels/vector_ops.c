@@ -26,6 +26,78 @@ static void swiglu(float *out, const float *gate, const float *up, size_t n)
     }
 }
 
+static void layer_norm(float *out, const float *x, const float *weight, const float *bias, size_t n,
+                       float eps)
+{
+    double sum = 0.0;
+    for (size_t i = 0; i < n; i++) {
+        sum += (double)x[i];
+    }
+    float mean = (float)(sum / (double)n);
+    double squares = 0.0;
+    for (size_t i = 0; i < n; i++) {
+        float v = x[i] - mean;
+        squares += (double)(v * v);
+    }
+    float inverse = 1.0f / sqrtf((float)(squares / (double)n) + eps);
+    for (size_t i = 0; i < n; i++) {
+        float v = (x[i] - mean) * inverse;
+        v = weight != NULL ? v * weight[i] : v;
+        out[i] = bias != NULL ? v + bias[i] : v;
+    }
+}
+
+static float clamp(float x, float limit)
+{
+    return fminf(fmaxf(x, -limit), limit);
+}
+
+static void swiglu_limit(float *out, const float *gate, const float *up, float limit, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        out[i] = fminf(gate[i] / (1.0f + expf(-gate[i])), limit) * clamp(up[i], limit);
+    }
+}
+
+static void swiglu_oai(float *out, const float *gate, const float *up, float alpha, float limit, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float g = fminf(gate[i], limit);
+        out[i] = g / (1.0f + expf(-alpha * g)) * (clamp(up[i], limit) + 1.0f);
+    }
+}
+
+static void geglu(float *out, const float *gate, const float *up, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float g = gate[i];
+        float inner = GELU_SCALE * g * (1.0f + GELU_CUBIC * g * g);
+        out[i] = g / (1.0f + expf(-inner)) * up[i];
+    }
+}
+
+static void relu_squared(float *out, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float v = x[i] > 0.0f ? x[i] : 0.0f;
+        out[i] = v * v;
+    }
+}
+
+static void sigmoid(float *out, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        out[i] = 1.0f / (1.0f + expf(-x[i]));
+    }
+}
+
+static void mul(float *out, const float *a, const float *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        out[i] = a[i] * b[i];
+    }
+}
+
 static void softmax(float *out, const float *x, size_t n)
 {
     float max = -INFINITY;

@@ -17,8 +17,20 @@ struct vector_ops {
     enum cpu_level level;
     /* out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]; weight NULL: 1. Mean over n. */
     void (*rms_norm)(float *out, const float *x, const float *weight, size_t n, float eps);
+    /* out[i] = (x[i] - mean) / sqrt(variance + eps) * weight[i] + bias[i]; weight NULL: 1, bias NULL: 0. */
+    void (*layer_norm)(float *out, const float *x, const float *weight, const float *bias, size_t n,
+                       float eps);
     /* out[i] = silu(gate[i]) * up[i], silu(v) = v / (1 + exp(-v)). */
     void (*swiglu)(float *out, const float *gate, const float *up, size_t n);
+    /* out[i] = min(silu(gate[i]), limit) * clamp(up[i], -limit, limit) (Step-3.5). */
+    void (*swiglu_limit)(float *out, const float *gate, const float *up, float limit, size_t n);
+    /* g = min(gate[i], limit), u = clamp(up[i], -limit, limit): out[i] = g / (1 + exp(-alpha * g)) * (u + 1) (gpt-oss). */
+    void (*swiglu_oai)(float *out, const float *gate, const float *up, float alpha, float limit, size_t n);
+    /* out[i] = gelu(gate[i]) * up[i], gelu(v) = v / (1 + exp(-2 * sqrt(2/pi) * (v + 0.044715 v^3))): by tanh, as trained. */
+    void (*geglu)(float *out, const float *gate, const float *up, size_t n);
+    void (*relu_squared)(float *out, const float *x, size_t n);        /* max(x[i], 0)^2 */
+    void (*sigmoid)(float *out, const float *x, size_t n);             /* 1 / (1 + exp(-x[i])) */
+    void (*mul)(float *out, const float *a, const float *b, size_t n); /* a * b */
     /* out[i] = exp(x[i] - max) / sum. -INFINITY gives 0. */
     void (*softmax)(float *out, const float *x, size_t n);
     void (*add)(float *out, const float *a, const float *b, size_t n); /* a + b */

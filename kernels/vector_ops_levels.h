@@ -4,10 +4,16 @@
 
 #include "kernels/vector_ops.h"
 
+/* Of GELU by tanh (Hendrycks and Gimpel 2016, arXiv:1606.08415): 2 * sqrt(2 / pi), as tanh is written with one exp. */
+static const float GELU_SCALE = 1.5957691216057308f;
+static const float GELU_CUBIC = 0.044715f;
+
 /* The table a level's file makes of its functions, which have the same names in each. */
 #define VECTOR_OPS_TABLE(LEVEL)                                                                              \
     {                                                                                                        \
-        .level = (LEVEL), .rms_norm = rms_norm, .swiglu = swiglu, .softmax = softmax, .add = add,            \
+        .level = (LEVEL), .rms_norm = rms_norm, .layer_norm = layer_norm, .swiglu = swiglu,                  \
+        .swiglu_limit = swiglu_limit, .swiglu_oai = swiglu_oai, .geglu = geglu,                              \
+        .relu_squared = relu_squared, .sigmoid = sigmoid, .mul = mul, .softmax = softmax, .add = add,        \
         .scale = scale, .axpy = axpy, .dot = dot, .rope = rope, .f32_to_f16 = f32_to_f16,                    \
         .f16_to_f32 = f16_to_f32,                                                                            \
     }

@@ -2,11 +2,105 @@
 
 #include <string.h>
 
+uint64_t dim_one(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)hp, (void)l;
+    return 1;
+}
+
+uint64_t dim_embd(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return hp->n_embd;
+}
+
+uint64_t dim_vocab(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return hp->n_vocab;
+}
+
+uint64_t dim_head_k(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)hp;
+    return l->head_dim_k;
+}
+
+uint64_t dim_head_v(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)hp;
+    return l->head_dim_v;
+}
+
+uint64_t dim_n_head(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)hp;
+    return l->n_head;
+}
+
+uint64_t dim_q(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)hp;
+    return (uint64_t)l->n_head * l->head_dim_k;
+}
+
+uint64_t dim_k(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)hp;
+    return (uint64_t)l->n_kv_head * l->head_dim_k;
+}
+
+uint64_t dim_v(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)hp;
+    return (uint64_t)l->n_kv_head * l->head_dim_v;
+}
+
+uint64_t dim_qkv(const struct hparams *hp, const struct layer_hparams *l)
+{
+    return dim_q(hp, l) + dim_k(hp, l) + dim_v(hp, l);
+}
+
+uint64_t dim_attn_out(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)hp;
+    return (uint64_t)l->n_head * l->head_dim_v;
+}
+
+uint64_t dim_q_gated(const struct hparams *hp, const struct layer_hparams *l)
+{
+    return 2 * dim_q(hp, l);
+}
+
+uint64_t dim_ff(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)hp;
+    return l->n_ff;
+}
+
+uint64_t dim_shared_ff(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return hp->n_ff_shared;
+}
+
+uint64_t dim_experts(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return hp->n_expert;
+}
+
+uint64_t dim_half_rot(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return hp->rope[0].n_rot / 2;
+}
+
 const struct tensor_rule GLOBAL_RULES[] = {
-    {GT_TOKEN_EMBD, "token_embd.weight", DIM_VOCAB, DIM_EMBD, NEED_ALWAYS},
-    {GT_OUTPUT_NORM, "output_norm.weight", DIM_ONE, DIM_EMBD, NEED_ALWAYS},
-    {GT_OUTPUT, "output.weight", DIM_VOCAB, DIM_EMBD, NEED_OPTIONAL},
-    {GT_ROPE_FREQS, "rope_freqs.weight", DIM_ONE, DIM_HALF_ROT, NEED_OPTIONAL},
+    {GT_TOKEN_EMBD, "token_embd.weight", dim_vocab, dim_embd, NEED_ALWAYS, NULL},
+    {GT_OUTPUT_NORM, "output_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
+    {GT_OUTPUT, "output.weight", dim_vocab, dim_embd, NEED_OPTIONAL, NULL},
+    {GT_ROPE_FREQS, "rope_freqs.weight", dim_one, dim_half_rot, NEED_OPTIONAL, NULL},
 };
 const uint32_t N_GLOBAL_RULES = sizeof(GLOBAL_RULES) / sizeof(GLOBAL_RULES[0]);
 

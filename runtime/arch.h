@@ -16,63 +16,165 @@
 enum global_tensor {
     GT_TOKEN_EMBD,
     GT_OUTPUT_NORM,
+    GT_OUTPUT_NORM_BIAS,
     GT_OUTPUT, /* absent: tied to the embedding */
+    GT_OUTPUT_BIAS,
     GT_ROPE_FREQS,
+    GT_ROPE_FACTORS_LONG, /* of longrope: contexts past rope.ctx_orig */
+    GT_ROPE_FACTORS_SHORT,
+    GT_OUTPUT_HC_FN, /* hyper-connections */
+    GT_OUTPUT_HC_BASE,
+    GT_OUTPUT_HC_SCALE,
+    GT_OUTPUT_HC_NORM,
+    GT_OUTPUT_HC_DOWN,
+    GT_OUTPUT_HC_UP,
+    GT_LAYER_EMBD, /* per-layer embeddings */
     GT_COUNT,
 };
 
-/* Trunk tensors of one layer; routed experts are in the shard map. */
+/* Trunk tensors of one layer; routed experts are in the shard map. An id says what the tensor does in the graph; under which
+ * name it is stored is the family's affair. */
 enum layer_tensor {
     LT_ATTN_NORM,
+    LT_ATTN_NORM_BIAS,
     LT_Q,
     LT_K,
     LT_V,
+    LT_QKV, /* rows of q, then k, then v */
     LT_Q_BIAS,
     LT_K_BIAS,
     LT_V_BIAS,
+    LT_QKV_BIAS,
     LT_Q_NORM,
     LT_K_NORM,
+    LT_ATTN_GATE,  /* sigmoid of it scales the attention's output: a row per head, or per value */
+    LT_ATTN_SINKS, /* [n_head] */
     LT_ATTN_OUTPUT,
     LT_ATTN_OUTPUT_BIAS,
+    LT_ATTN_POST_NORM, /* of the branch, before it is added */
+
+    LT_Q_A, /* latent attention */
+    LT_Q_A_NORM,
+    LT_Q_B,
+    LT_KV_A,
+    LT_KV_A_NORM,
+    LT_K_B,
+    LT_V_B,
+    LT_ATTN_OUTPUT_A,
+    LT_ATTN_OUTPUT_B,
+
+    LT_INDEX_Q, /* choice of cells for sparse attention */
+    LT_INDEX_Q_NORM,
+    LT_INDEX_K,
+    LT_INDEX_K_NORM,
+    LT_INDEX_K_NORM_BIAS,
+    LT_INDEX_PROJ,
+    LT_COMPRESSOR_KV, /* compressed keys and values */
+    LT_COMPRESSOR_GATE,
+    LT_COMPRESSOR_APE,
+    LT_COMPRESSOR_NORM,
+    LT_INDEX_COMPRESSOR_KV,
+    LT_INDEX_COMPRESSOR_GATE,
+    LT_INDEX_COMPRESSOR_APE,
+    LT_INDEX_COMPRESSOR_NORM,
+
+    LT_SSM_IN, /* recurrent layers */
+    LT_SSM_CONV,
+    LT_SSM_CONV_BIAS,
+    LT_SSM_CONV_Q,
+    LT_SSM_CONV_K,
+    LT_SSM_CONV_V,
+    LT_SSM_DT_BIAS,
+    LT_SSM_A,
+    LT_SSM_D,
+    LT_SSM_BETA,
+    LT_SSM_ALPHA,
+    LT_SSM_BETA_ALPHA,
+    LT_SSM_F_A,
+    LT_SSM_F_B,
+    LT_SSM_G_A,
+    LT_SSM_G_B,
+    LT_SSM_GATE,
+    LT_SSM_NORM,
+    LT_SSM_OUT,
+    LT_SHORTCONV_IN,
+    LT_SHORTCONV_CONV,
+    LT_SHORTCONV_OUT,
+
     LT_FFN_NORM,
-    LT_ROUTER,
+    LT_FFN_NORM_BIAS,
+    LT_FFN_POST_NORM, /* of the branch, before it is added */
     LT_FFN_GATE,
     LT_FFN_UP,
     LT_FFN_DOWN,
-    LT_SHARED_ROUTER,
+    LT_ROUTER,
+    LT_ROUTER_BIAS,   /* added to the logits */
+    LT_SELECT_BIAS,   /* added to the scores for the choice, not for the weights */
+    LT_ROUTER_SCALE,  /* gemma4: of the router's input */
+    LT_TOKEN_EXPERTS, /* deepseek4: experts by token id instead of a choice */
+    LT_SHARED_ROUTER, /* sigmoid of it scales the shared expert's output */
     LT_SHARED_GATE,
     LT_SHARED_UP,
     LT_SHARED_DOWN,
+    LT_MOE_PRE_NORM, /* gemma4: norms of the routed and the dense branch apart */
+    LT_MOE_POST_NORM,
+    LT_DENSE_POST_NORM,
+    LT_LATENT_DOWN, /* nemotron_h_moe: experts work on a narrower row */
+    LT_LATENT_UP,
+    LT_OUTPUT_SCALE, /* of the whole residual stream */
+
+    LT_HC_ATTN_FN, /* hyper-connections */
+    LT_HC_ATTN_BASE,
+    LT_HC_ATTN_SCALE,
+    LT_HC_ATTN_NORM,
+    LT_HC_ATTN_DOWN,
+    LT_HC_ATTN_UP,
+    LT_HC_ATTN_INJECT,
+    LT_HC_FFN_FN,
+    LT_HC_FFN_BASE,
+    LT_HC_FFN_SCALE,
+    LT_HC_FFN_NORM,
+    LT_HC_FFN_DOWN,
+    LT_HC_FFN_UP,
+    LT_HC_FFN_INJECT,
+    LT_PLE_KEY, /* n-gram embeddings */
+    LT_PLE_VALUE,
+    LT_PLE_NORM_KEY,
+    LT_PLE_NORM_QUERY,
+    LT_PLE_NORM_CONV,
+    LT_PLE_CONV,
     LT_COUNT,
 };
 
-enum dimension {
-    DIM_ONE,
-    DIM_EMBD,
-    DIM_VOCAB,
-    DIM_HEAD_K,   /* one head */
-    DIM_Q,        /* all query heads */
-    DIM_K,        /* all key heads */
-    DIM_V,        /* all value heads */
-    DIM_ATTN_OUT, /* heads * head_dim_v */
-    DIM_FF,
-    DIM_SHARED_FF,
-    DIM_EXPERTS,
-    DIM_HALF_ROT,
-};
+/* Families add functions of their own for shapes that no other has. */
+dim_fn dim_one, dim_embd, dim_vocab;
+dim_fn dim_head_k, dim_head_v;          /* one head */
+dim_fn dim_n_head, dim_q, dim_k, dim_v; /* all heads */
+dim_fn dim_qkv;                         /* q, k and v together */
+dim_fn dim_attn_out;                    /* heads * head_dim_v */
+dim_fn dim_q_gated;                     /* twice dim_q: query and gate */
+dim_fn dim_ff, dim_shared_ff, dim_experts;
+dim_fn dim_half_rot; /* of rope 0 */
 
+/* When a tensor must be there; it may not be there when it need not, but for optional ones. Layers of both kinds: alternatives
+ * within a line are or-ed (none: any), lines are and-ed. */
 enum tensor_need {
-    NEED_ALWAYS,
-    NEED_OPTIONAL,
-    NEED_IN_MOE,   /* required in layers with routed experts, absent in others */
-    NEED_IN_DENSE, /* the other way round */
+    NEED_ALWAYS = 0,
+    NEED_OPTIONAL = 1 << 0,     /* in the layers that the other bits name */
+    NEED_IN_MOE = 1 << 1,       /* layers with routed experts */
+    NEED_IN_DENSE = 1 << 2,     /* layers with n_ff > 0 and no routed experts */
+    NEED_IN_ATTENTION = 1 << 3, /* layers with n_kv_head > 0 that are not recurrent */
+    NEED_IN_RECURRENT = 1 << 4,
+    NEED_IN_WINDOWED = 1 << 5,
+    NEED_IN_FULL = 1 << 6, /* attention without a window */
 };
 
 struct tensor_rule {
-    uint32_t id;               /* enum global_tensor or enum layer_tensor */
-    const char *name;          /* without "blk.N." */
-    enum dimension rows, cols; /* vectors: rows = DIM_ONE */
-    enum tensor_need need;
+    uint32_t id;         /* enum global_tensor or enum layer_tensor */
+    const char *name;    /* without "blk.N." */
+    dim_fn *rows, *cols; /* vectors: rows = dim_one. Vectors and what has rows of fewer than 32 are F32 */
+    unsigned need;       /* enum tensor_need */
+    dim_fn *slices;      /* third dimension, its rows after each other in the weight; NULL: 1 */
 };
 
 struct forward;
@@ -81,10 +183,20 @@ struct arch {
     const char *name; /* general.architecture */
     const struct tensor_rule *layer_rules;
     uint32_t n_layer_rules;
-    const char *const *known_keys; /* suffixes beside the common ones; NULL-terminated */
-    /* Checks beyond the common ones; may be NULL. */
-    enum ps_status (*check)(const struct hparams *hp, const struct gguf *gguf, struct ps_error *err);
+    const struct tensor_rule *global_rules; /* beside those that all families share; may be NULL */
+    uint32_t n_global_rules;
+    const char *const *known_keys; /* suffixes beside the common ones; NULL-terminated; may be NULL */
+    /* Where the metadata does not say. */
+    enum gating gating;
+    bool renormalize;
+    bool ungated_experts;          /* up and down only */
+    bool gates_attention;          /* block_attention needs scratch.gate */
+    enum layer_tensor router_norm; /* the norm before the router, for prediction; 0: LT_FFN_NORM */
+    /* Reads and checks what only this family has; the common part is in *hp. May be NULL. */
+    enum ps_status (*hparams)(struct hparams *hp, const struct gguf *gguf, struct ps_error *err);
     enum ps_status (*layer)(struct forward *f, uint32_t layer, struct ps_error *err);
+    /* scratch.hidden from scratch.x, when all layers are done; NULL: the output norm. */
+    void (*end)(struct forward *f);
 };
 
 const struct arch *arch_find(struct gguf_string name); /* NULL when not supported */

@@ -3,34 +3,32 @@
 #include "runtime/forward.h"
 
 static const struct tensor_rule RULES[] = {
-    {LT_ATTN_NORM, "attn_norm.weight", DIM_ONE, DIM_EMBD, NEED_ALWAYS},
-    {LT_Q, "attn_q.weight", DIM_Q, DIM_EMBD, NEED_ALWAYS},
-    {LT_K, "attn_k.weight", DIM_K, DIM_EMBD, NEED_ALWAYS},
-    {LT_V, "attn_v.weight", DIM_V, DIM_EMBD, NEED_ALWAYS},
-    {LT_Q_BIAS, "attn_q.bias", DIM_ONE, DIM_Q, NEED_OPTIONAL},
-    {LT_K_BIAS, "attn_k.bias", DIM_ONE, DIM_K, NEED_OPTIONAL},
-    {LT_V_BIAS, "attn_v.bias", DIM_ONE, DIM_V, NEED_OPTIONAL},
-    {LT_ATTN_OUTPUT, "attn_output.weight", DIM_EMBD, DIM_ATTN_OUT, NEED_ALWAYS},
-    {LT_ATTN_OUTPUT_BIAS, "attn_output.bias", DIM_ONE, DIM_EMBD, NEED_OPTIONAL},
-    {LT_FFN_NORM, "ffn_norm.weight", DIM_ONE, DIM_EMBD, NEED_ALWAYS},
-    {LT_ROUTER, "ffn_gate_inp.weight", DIM_EXPERTS, DIM_EMBD, NEED_IN_MOE},
-    {LT_FFN_GATE, "ffn_gate.weight", DIM_FF, DIM_EMBD, NEED_IN_DENSE},
-    {LT_FFN_UP, "ffn_up.weight", DIM_FF, DIM_EMBD, NEED_IN_DENSE},
-    {LT_FFN_DOWN, "ffn_down.weight", DIM_EMBD, DIM_FF, NEED_IN_DENSE},
+    {LT_ATTN_NORM, "attn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
+    {LT_Q, "attn_q.weight", dim_q, dim_embd, NEED_ALWAYS, NULL},
+    {LT_K, "attn_k.weight", dim_k, dim_embd, NEED_ALWAYS, NULL},
+    {LT_V, "attn_v.weight", dim_v, dim_embd, NEED_ALWAYS, NULL},
+    {LT_Q_BIAS, "attn_q.bias", dim_one, dim_q, NEED_OPTIONAL, NULL},
+    {LT_K_BIAS, "attn_k.bias", dim_one, dim_k, NEED_OPTIONAL, NULL},
+    {LT_V_BIAS, "attn_v.bias", dim_one, dim_v, NEED_OPTIONAL, NULL},
+    {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_ALWAYS, NULL},
+    {LT_ATTN_OUTPUT_BIAS, "attn_output.bias", dim_one, dim_embd, NEED_OPTIONAL, NULL},
+    {LT_FFN_NORM, "ffn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
+    {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_IN_MOE, NULL},
+    {LT_FFN_GATE, "ffn_gate.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
+    {LT_FFN_UP, "ffn_up.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
+    {LT_FFN_DOWN, "ffn_down.weight", dim_embd, dim_ff, NEED_IN_DENSE, NULL},
 };
 
 static enum ps_status layer(struct forward *f, uint32_t il, struct ps_error *err)
 {
-    block_attention(f, il, &(struct attention_options){.rope_neox = false});
-    if (layer_is_moe(f, il))
-        return block_moe(f, il, &(struct moe_options){.renormalize = true}, err);
-    block_dense_ffn(f, il);
-    return PS_OK;
+    block_attention(f, il, &(struct attention_options){.rope = ROPE_CONSECUTIVE});
+    return block_ffn(f, il, FFN_SWIGLU, err);
 }
 
 const struct arch ARCH_LLAMA = {
     .name = "llama",
     .layer_rules = RULES,
     .n_layer_rules = sizeof(RULES) / sizeof(RULES[0]),
+    .renormalize = true,
     .layer = layer,
 };

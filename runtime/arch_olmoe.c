@@ -3,21 +3,21 @@
 #include "runtime/forward.h"
 
 static const struct tensor_rule RULES[] = {
-    {LT_ATTN_NORM, "attn_norm.weight", DIM_ONE, DIM_EMBD, NEED_ALWAYS},
-    {LT_Q, "attn_q.weight", DIM_Q, DIM_EMBD, NEED_ALWAYS},
-    {LT_K, "attn_k.weight", DIM_K, DIM_EMBD, NEED_ALWAYS},
-    {LT_V, "attn_v.weight", DIM_V, DIM_EMBD, NEED_ALWAYS},
-    {LT_Q_NORM, "attn_q_norm.weight", DIM_ONE, DIM_Q, NEED_ALWAYS},
-    {LT_K_NORM, "attn_k_norm.weight", DIM_ONE, DIM_K, NEED_ALWAYS},
-    {LT_ATTN_OUTPUT, "attn_output.weight", DIM_EMBD, DIM_ATTN_OUT, NEED_ALWAYS},
-    {LT_FFN_NORM, "ffn_norm.weight", DIM_ONE, DIM_EMBD, NEED_ALWAYS},
-    {LT_ROUTER, "ffn_gate_inp.weight", DIM_EXPERTS, DIM_EMBD, NEED_ALWAYS},
+    {LT_ATTN_NORM, "attn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
+    {LT_Q, "attn_q.weight", dim_q, dim_embd, NEED_ALWAYS, NULL},
+    {LT_K, "attn_k.weight", dim_k, dim_embd, NEED_ALWAYS, NULL},
+    {LT_V, "attn_v.weight", dim_v, dim_embd, NEED_ALWAYS, NULL},
+    {LT_Q_NORM, "attn_q_norm.weight", dim_one, dim_q, NEED_ALWAYS, NULL},
+    {LT_K_NORM, "attn_k_norm.weight", dim_one, dim_k, NEED_ALWAYS, NULL},
+    {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_ALWAYS, NULL},
+    {LT_FFN_NORM, "ffn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
+    {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_ALWAYS, NULL},
 };
 
 static enum ps_status layer(struct forward *f, uint32_t il, struct ps_error *err)
 {
-    block_attention(f, il, &(struct attention_options){.rope_neox = true, .norm_whole_row = true});
-    return block_moe(f, il, &(struct moe_options){.renormalize = false}, err);
+    block_attention(f, il, &(struct attention_options){.rope = ROPE_NEOX, .norm_whole_row = true});
+    return block_ffn(f, il, FFN_SWIGLU, err);
 }
 
 const struct arch ARCH_OLMOE = {

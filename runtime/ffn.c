@@ -1,4 +1,4 @@
-/* Gated feed-forward networks: gate and up with their activation in one region, down in a second. The hidden row is
+/* Feed-forward networks: gate and up with their activation in one region, down in a second. The hidden row is
  * rounded for the down product piece by piece, where it is made: activation blocks do not depend on each other. */
 #include "runtime/forward_internal.h"
 
@@ -14,6 +14,44 @@ size_t ffn_hidden_stride(const struct forward *f, const struct weight *down)
     return act_row_bytes(model_act_type(f->model, down), down->n_cols);
 }
 
+/* gpt-oss's constants (its reference implementation's swiglu). */
+static const float OAI_ALPHA = 1.702f;
+static const float OAI_LIMIT = 7.0f;
+
+/* gate = activation(gate, up), n values. */
+static void activate(const struct vector_ops *ops, const struct ffn_job *job, float *gate, const float *up,
+                     size_t n)
+{
+    switch (job->activation) {
+    case FFN_SWIGLU:
+        if (job->limit > 0.0f)
+            ops->swiglu_limit(gate, gate, up, job->limit, n);
+        else
+            ops->swiglu(gate, gate, up, n);
+        return;
+    case FFN_SWIGLU_OAI:
+        ops->swiglu_oai(gate, gate, up, OAI_ALPHA, OAI_LIMIT, n);
+        return;
+    case FFN_GEGLU:
+        ops->geglu(gate, gate, up, n);
+        return;
+    case FFN_RELU_SQUARED:
+        ops->relu_squared(gate, up, n);
+        return;
+    }
+}
+
+/* One of the first products: hidden rows [begin, end) of n tokens. */
+static void ffn_product(const struct forward *f, const struct weight *w, const void *acts, size_t stride,
+                        const float *bias, const float *scale, uint64_t begin, uint64_t end, uint32_t n,
+                        float *out)
+{
+    const struct ps_model *model = f->model;
+    size_t width = end - begin;
+    model->matmul->matmul(w, begin, end, model_act_type(model, w), acts, stride, n, out, width);
+    finish_rows(model->ops, bias, scale, begin, end, n, out, width);
+}
+
 /* Hidden rows [begin, end) of tokens [t0, t0 + n). */
 static void ffn_tile(const struct forward *f, const struct ffn_job *job, uint64_t begin, uint64_t end,
                      uint32_t t0, uint32_t n, float *tiles)
@@ -22,12 +60,12 @@ static void ffn_tile(const struct forward *f, const struct ffn_job *job, uint64_
     size_t width = end - begin;
     float *gate = tiles;
     float *up = tiles + (size_t)n * width;
-    model->matmul->matmul(&job->gate, begin, end, model_act_type(model, &job->gate),
-                          (const uint8_t *)job->gate_acts + t0 * job->gate_stride, job->gate_stride, n, gate,
-                          width);
-    model->matmul->matmul(&job->up, begin, end, model_act_type(model, &job->up),
-                          (const uint8_t *)job->up_acts + t0 * job->up_stride, job->up_stride, n, up, width);
-    model->ops->swiglu(gate, gate, up, (size_t)n * width);
+    if (job->gate.format)
+        ffn_product(f, &job->gate, (const uint8_t *)job->gate_acts + t0 * job->gate_stride, job->gate_stride,
+                    job->gate_bias, job->gate_scale, begin, end, n, gate);
+    ffn_product(f, &job->up, (const uint8_t *)job->up_acts + t0 * job->up_stride, job->up_stride,
+                job->up_bias, job->up_scale, begin, end, n, up);
+    activate(model->ops, job, gate, up, n * width);
     enum act_type type = model_act_type(model, &job->down);
     size_t stride = ffn_hidden_stride(f, &job->down);
     for (uint32_t t = 0; t < n; t++)
@@ -44,7 +82,7 @@ static void ffn_chunk(void *arg, uint32_t chunk, unsigned worker)
         j++;
     const struct ffn_job *job = &region->jobs[j];
     uint64_t begin = (uint64_t)(chunk - region->first_chunk[j]) * FFN_TILE_ROWS;
-    uint64_t end = begin + FFN_TILE_ROWS < job->gate.n_rows ? begin + FFN_TILE_ROWS : job->gate.n_rows;
+    uint64_t end = begin + FFN_TILE_ROWS < job->up.n_rows ? begin + FFN_TILE_ROWS : job->up.n_rows;
     float *tiles = f->s.tiles + worker * f->s.tile_floats;
     for (uint32_t t0 = 0; t0 < job->n_tokens; t0 += FFN_TILE_TOKENS) {
         uint32_t n = job->n_tokens - t0 < FFN_TILE_TOKENS ? job->n_tokens - t0 : FFN_TILE_TOKENS;
@@ -58,28 +96,46 @@ void run_ffns(struct forward *f, const struct ffn_job *jobs, uint32_t n)
     struct matmul_job downs[MAX_JOBS];
     for (uint32_t j = 0; j < n; j++) {
         region.first_chunk[j + 1] =
-            region.first_chunk[j] + (uint32_t)((jobs[j].gate.n_rows + FFN_TILE_ROWS - 1) / FFN_TILE_ROWS);
+            region.first_chunk[j] + (uint32_t)((jobs[j].up.n_rows + FFN_TILE_ROWS - 1) / FFN_TILE_ROWS);
         downs[j] = (struct matmul_job){.w = &jobs[j].down,
                                        .acts = jobs[j].hidden,
                                        .act_stride = ffn_hidden_stride(f, &jobs[j].down),
                                        .n_tokens = jobs[j].n_tokens,
                                        .out = jobs[j].out,
-                                       .out_stride = jobs[j].down.n_rows};
+                                       .out_stride = jobs[j].down.n_rows,
+                                       .bias = jobs[j].down_bias,
+                                       .scale = jobs[j].down_scale};
     }
     run_region(f, ffn_chunk, &region, region.first_chunk[n]);
     run_matmuls(f, downs, n);
 }
 
-void run_chunk_ffn(struct forward *f, struct acts *acts, const struct weight *gate, const struct weight *up,
-                   const struct weight *down, float *out)
+void run_chunk_ffn(struct forward *f, struct acts *acts, struct ffn_job job, float *out)
 {
-    struct ffn_job job = {.gate = *gate,
-                          .up = *up,
-                          .down = *down,
-                          .n_tokens = acts->n_tokens,
-                          .hidden = f->s.ff_hidden,
-                          .out = out};
-    job.gate_acts = acts_for(f, acts, gate, &job.gate_stride);
-    job.up_acts = acts_for(f, acts, up, &job.up_stride);
+    job.n_tokens = acts->n_tokens;
+    job.hidden = f->s.ff_hidden;
+    job.out = out;
+    if (job.gate.format)
+        job.gate_acts = acts_for(f, acts, &job.gate, &job.gate_stride);
+    job.up_acts = acts_for(f, acts, &job.up, &job.up_stride);
     run_ffns(f, &job, 1);
+}
+
+void block_dense_ffn(struct forward *f, uint32_t layer, const struct ffn_options *options)
+{
+    const struct hparams *hp = &f->model->hp;
+    const struct weight *w = f->model->layers[layer].w;
+    if (!options->input_ready) {
+        norm_chunk(f, &w[LT_FFN_NORM], &w[LT_FFN_NORM_BIAS], f->s.x, f->s.normed);
+        step_part_done(&f->parts, PS_PART_NORMS);
+    }
+    struct acts acts = acts_of(f, f->s.normed, hp->n_embd, f->n_tokens, hp->n_embd);
+    struct ffn_job job = {.gate = w[LT_FFN_GATE],
+                          .up = w[LT_FFN_UP],
+                          .down = w[LT_FFN_DOWN],
+                          .activation = options->activation,
+                          .limit = hp->layer[layer].shared_swiglu_limit};
+    run_chunk_ffn(f, &acts, job, f->s.branch);
+    step_part_done(&f->parts, PS_PART_TRUNK);
+    add_branch(f, f->s.branch, &w[LT_FFN_POST_NORM]);
 }

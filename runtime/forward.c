@@ -1,4 +1,5 @@
-/* The pass over all layers, and the blocks that every family has: norms, attention, output head. */
+/* The pass over all layers, and what every block needs: parallel regions, activations in their rounded forms, norms. */
+#include <math.h>
 #include <string.h>
 
 #include "runtime/forward_internal.h"
@@ -83,6 +84,18 @@ struct matmul_region {
     uint32_t first_chunk[MAX_JOBS + 1];
 };
 
+void finish_rows(const struct vector_ops *ops, const float *bias, const float *scale, uint64_t begin,
+                 uint64_t end, uint32_t n_tokens, float *out, size_t out_stride)
+{
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        float *row = out + t * out_stride;
+        if (scale)
+            ops->scale(row, row, *scale, end - begin);
+        if (bias)
+            ops->add(row, row, bias + begin, end - begin);
+    }
+}
+
 static void matmul_chunk(void *arg, uint32_t chunk, unsigned worker)
 {
     (void)worker;
@@ -94,8 +107,11 @@ static void matmul_chunk(void *arg, uint32_t chunk, unsigned worker)
     uint64_t begin = (chunk - region->first_chunk[j]) * region->chunk_rows[j];
     uint64_t end = begin + region->chunk_rows[j];
     end = end < job->w->n_rows ? end : job->w->n_rows;
-    region->f->model->matmul->matmul(job->w, begin, end, model_act_type(region->f->model, job->w), job->acts,
-                                     job->act_stride, job->n_tokens, job->out + begin, job->out_stride);
+    const struct ps_model *model = region->f->model;
+    model->matmul->matmul(job->w, begin, end, model_act_type(model, job->w), job->acts, job->act_stride,
+                          job->n_tokens, job->out + begin, job->out_stride);
+    finish_rows(model->ops, job->bias, job->scale, begin, end, job->n_tokens, job->out + begin,
+                job->out_stride);
 }
 
 /* Rows per work item: a few items per thread and job, so that a slow core takes fewer, but none so small that handing
@@ -120,9 +136,11 @@ void run_matmuls(struct forward *f, const struct matmul_job *jobs, uint32_t n)
     run_region(f, matmul_chunk, &region, region.first_chunk[n]);
 }
 
-static struct matmul_job chunk_job(struct forward *f, struct acts *acts, const struct weight *w, float *out)
+struct matmul_job chunk_job(struct forward *f, struct acts *acts, const struct weight *w,
+                            const struct weight *bias, float *out)
 {
     struct matmul_job job = {.w = w, .n_tokens = acts->n_tokens, .out = out, .out_stride = w->n_rows};
+    job.bias = bias && bias->format ? bias->data : NULL;
     job.acts = acts_for(f, acts, w, &job.act_stride);
     return job;
 }
@@ -149,175 +167,64 @@ void for_each_token(struct forward *f, void (*fn)(struct forward *f, uint32_t to
 }
 
 struct norm_args {
-    const float *weight, *x;
+    const float *weight, *bias, *x;
     float *out;
 };
+
+void norm_row(const struct ps_model *model, const float *weight, const float *bias, const float *x,
+              float *out)
+{
+    const struct hparams *hp = &model->hp;
+    if (hp->norm_kind == NORM_LAYER) {
+        model->ops->layer_norm(out, x, weight, bias, hp->n_embd, hp->norm_eps);
+        return;
+    }
+    model->ops->rms_norm(out, x, weight, hp->n_embd, hp->norm_eps);
+    if (bias)
+        model->ops->add(out, out, bias, hp->n_embd);
+}
 
 static void norm_token(struct forward *f, uint32_t token, void *arg)
 {
     const struct norm_args *a = arg;
     uint64_t at = (uint64_t)token * f->model->hp.n_embd;
-    f->model->ops->rms_norm(a->out + at, a->x + at, a->weight, f->model->hp.n_embd, f->model->hp.norm_eps);
+    norm_row(f->model, a->weight, a->bias, a->x + at, a->out + at);
 }
 
-void norm_chunk(struct forward *f, const struct weight *norm, const float *x, float *out)
+void norm_chunk(struct forward *f, const struct weight *weight, const struct weight *bias, const float *x,
+                float *out)
 {
-    struct norm_args args = {.weight = norm->data, .x = x, .out = out};
+    struct norm_args args = {
+        .weight = weight->data, .bias = bias->format ? bias->data : NULL, .x = x, .out = out};
     for_each_token(f, norm_token, &args);
 }
 
-/* ---- attention ---- */
+/* ---- the residual stream ---- */
 
-struct qkv_args {
-    uint32_t layer;
-    const struct attention_options *options;
+struct add_args {
+    const struct weight *norm;
+    float *branch;
 };
 
-static void norm_heads(const struct forward *f, float *row, uint32_t n_head, uint32_t head_dim,
-                       const struct weight *norm, bool whole_row)
+static void add_token(struct forward *f, uint32_t token, void *arg)
 {
-    if (!norm->format)
-        return;
+    const struct add_args *a = arg;
+    const struct hparams *hp = &f->model->hp;
     const struct vector_ops *ops = f->model->ops;
-    uint32_t n = whole_row ? 1 : n_head;
-    uint32_t width = whole_row ? n_head * head_dim : head_dim;
-    for (uint32_t h = 0; h < n; h++)
-        ops->rms_norm(row + (size_t)h * width, row + (size_t)h * width, norm->data, width,
-                      f->model->hp.norm_eps);
+    float *branch = a->branch + (size_t)token * hp->n_embd;
+    float *x = f->s.x + (size_t)token * hp->n_embd;
+    if (a->norm->format)
+        ops->rms_norm(branch, branch, a->norm->data, hp->n_embd, hp->norm_eps);
+    if (hp->residual_scale == 1.0f)
+        ops->add(x, x, branch, hp->n_embd);
+    else
+        ops->axpy(x, branch, hp->residual_scale, hp->n_embd);
 }
 
-static void add_bias(const struct forward *f, float *row, const struct weight *bias)
+void add_branch(struct forward *f, float *branch, const struct weight *norm)
 {
-    if (bias->format)
-        f->model->ops->add(row, row, bias->data, bias->n_cols);
-}
-
-static void store_row(const struct forward *f, uint8_t *cell, const float *row, uint32_t n)
-{
-    kv_row_store(f->kv->type, f->model->ops, f->model->matmul, cell, row, n);
-}
-
-/* Biases, norms and rotation of one token's q and k; k and v go to its cell. */
-static void finish_qkv(struct forward *f, uint32_t token, void *arg)
-{
-    const struct qkv_args *a = arg;
-    const struct hparams *hp = &f->model->hp;
-    const struct weight *w = f->model->layers[a->layer].w;
-    float *q = f->s.q + (size_t)token * hp->n_head * hp->head_dim_k;
-    float *k = f->s.k + (size_t)token * hp->n_kv_head * hp->head_dim_k;
-    float *v = f->s.v + (size_t)token * hp->n_kv_head * hp->head_dim_v;
-    add_bias(f, q, &w[LT_Q_BIAS]);
-    add_bias(f, k, &w[LT_K_BIAS]);
-    add_bias(f, v, &w[LT_V_BIAS]);
-    norm_heads(f, q, hp->n_head, hp->head_dim_k, &w[LT_Q_NORM], a->options->norm_whole_row);
-    norm_heads(f, k, hp->n_kv_head, hp->head_dim_k, &w[LT_K_NORM], a->options->norm_whole_row);
-    const float *c = f->s.rope_cos + (size_t)token * hp->n_rot / 2;
-    const float *s = f->s.rope_sin + (size_t)token * hp->n_rot / 2;
-    for (uint32_t h = 0; h < hp->n_head; h++)
-        f->model->ops->rope(q + (size_t)h * hp->head_dim_k, c, s, hp->n_rot, a->options->rope_neox);
-    uint32_t cell = f->position + token;
-    for (uint32_t h = 0; h < hp->n_kv_head; h++) {
-        float *head = k + (size_t)h * hp->head_dim_k;
-        f->model->ops->rope(head, c, s, hp->n_rot, a->options->rope_neox);
-        store_row(f, kv_cache_k(f->kv, a->layer, h) + cell * f->kv->k_row, head, hp->head_dim_k);
-        store_row(f, kv_cache_v(f->kv, a->layer, h) + cell * f->kv->v_row, v + (size_t)h * hp->head_dim_v,
-                  hp->head_dim_v);
-    }
-}
-
-struct attend_args {
-    struct forward *f;
-    struct attention_args args;
-    struct attention_work work;
-};
-
-static void attend_item(void *arg, uint32_t item, unsigned worker)
-{
-    const struct attend_args *a = arg;
-    a->f->model->attention->item(&a->args, &a->work, item,
-                                 a->f->s.attention + worker * a->f->s.attention_floats);
-}
-
-static void attend_combine(void *arg, uint32_t index, unsigned worker)
-{
-    (void)worker;
-    const struct attend_args *a = arg;
-    a->f->model->attention->combine(&a->args, &a->work, index);
-}
-
-static void attend(struct forward *f, uint32_t layer)
-{
-    const struct hparams *hp = &f->model->hp;
-    struct attend_args a = {
-        .f = f,
-        .args = {.q = f->s.q,
-                 .q_stride = (size_t)hp->n_head * hp->head_dim_k,
-                 .k = kv_cache_k(f->kv, layer, 0),
-                 .v = kv_cache_v(f->kv, layer, 0),
-                 .k_head_stride = f->kv->ctx * f->kv->k_row,
-                 .v_head_stride = f->kv->ctx * f->kv->v_row,
-                 .k_row_stride = f->kv->k_row,
-                 .v_row_stride = f->kv->v_row,
-                 .type = f->kv->type,
-                 .out = f->s.attended,
-                 .out_stride = (size_t)hp->n_head * hp->head_dim_v,
-                 .pos = f->s.positions,
-                 .n_tokens = f->n_tokens,
-                 .n_head = hp->n_head,
-                 .n_kv_head = hp->n_kv_head,
-                 .head_dim_k = hp->head_dim_k,
-                 .head_dim_v = hp->head_dim_v,
-                 .scale = hp->attention_scale,
-                 .partials = f->s.attention_partials},
-    };
-    a.work = attention_work_of(&a.args);
-    run_region(f, attend_item, &a, a.work.n_items);
-    run_region(f, attend_combine, &a, a.work.n_combines);
-}
-
-static void add_branch(struct forward *f, uint32_t token, void *arg)
-{
-    const struct weight *bias = arg;
-    size_t at = (size_t)token * f->model->hp.n_embd;
-    if (bias)
-        add_bias(f, f->s.branch + at, bias);
-    f->model->ops->add(f->s.x + at, f->s.x + at, f->s.branch + at, f->model->hp.n_embd);
-}
-
-void block_attention(struct forward *f, uint32_t layer, const struct attention_options *options)
-{
-    const struct hparams *hp = &f->model->hp;
-    struct weight *w = f->model->layers[layer].w;
-    norm_chunk(f, &w[LT_ATTN_NORM], f->s.x, f->s.normed);
-    step_part_done(&f->parts, PS_PART_NORMS);
-    struct acts acts = acts_of(f, f->s.normed, hp->n_embd, f->n_tokens, hp->n_embd);
-    struct matmul_job jobs[3] = {chunk_job(f, &acts, &w[LT_Q], f->s.q), chunk_job(f, &acts, &w[LT_K], f->s.k),
-                                 chunk_job(f, &acts, &w[LT_V], f->s.v)};
-    run_matmuls(f, jobs, 3);
-    step_part_done(&f->parts, PS_PART_TRUNK);
-    struct qkv_args args = {.layer = layer, .options = options};
-    for_each_token(f, finish_qkv, &args);
-    attend(f, layer);
-    step_part_done(&f->parts, PS_PART_ATTENTION);
-    size_t width = (size_t)hp->n_head * hp->head_dim_v;
-    struct acts attended = acts_of(f, f->s.attended, width, f->n_tokens, width);
-    struct matmul_job output = chunk_job(f, &attended, &w[LT_ATTN_OUTPUT], f->s.branch);
-    run_matmuls(f, &output, 1);
-    step_part_done(&f->parts, PS_PART_TRUNK);
-    for_each_token(f, add_branch, &w[LT_ATTN_OUTPUT_BIAS]);
-    step_part_done(&f->parts, PS_PART_NORMS);
-}
-
-void block_dense_ffn(struct forward *f, uint32_t layer)
-{
-    const struct hparams *hp = &f->model->hp;
-    struct weight *w = f->model->layers[layer].w;
-    norm_chunk(f, &w[LT_FFN_NORM], f->s.x, f->s.normed);
-    step_part_done(&f->parts, PS_PART_NORMS);
-    struct acts acts = acts_of(f, f->s.normed, hp->n_embd, f->n_tokens, hp->n_embd);
-    run_chunk_ffn(f, &acts, &w[LT_FFN_GATE], &w[LT_FFN_UP], &w[LT_FFN_DOWN], f->s.branch);
-    step_part_done(&f->parts, PS_PART_TRUNK);
-    for_each_token(f, add_branch, NULL);
+    struct add_args args = {.norm = norm, .branch = branch};
+    for_each_token(f, add_token, &args);
     step_part_done(&f->parts, PS_PART_NORMS);
 }
 
@@ -326,7 +233,41 @@ bool layer_is_moe(const struct forward *f, uint32_t layer)
     return f->model->layers[layer].moe;
 }
 
+enum ps_status block_ffn(struct forward *f, uint32_t layer, enum ffn_activation activation,
+                         struct ps_error *err)
+{
+    if (layer_is_moe(f, layer))
+        return block_moe(f, layer, &(struct moe_options){.activation = activation}, err);
+    block_dense_ffn(f, layer, &(struct ffn_options){.activation = activation});
+    return PS_OK;
+}
+
 /* ---- the pass ---- */
+
+/* Divisors of a rotation's frequencies: of longrope, long ones for contexts that are longer than those of the training. */
+static const float *rope_factors(const struct ps_model *model, const struct rope_hparams *rope)
+{
+    bool longer = model->params.ctx > rope->ctx_orig;
+    const struct weight *by_length = &model->global[longer ? GT_ROPE_FACTORS_LONG : GT_ROPE_FACTORS_SHORT];
+    const struct weight *factors = by_length->format ? by_length : &model->global[GT_ROPE_FREQS];
+    return rope->factors && factors->format ? factors->data : NULL;
+}
+
+static void rotate_position(struct forward *f, uint32_t token, uint32_t index)
+{
+    const struct rope_hparams *rope = &f->model->hp.rope[index];
+    struct rope_params params = {.n_rot = rope->n_rot,
+                                 .freq_base = rope->freq_base,
+                                 .freq_scale = rope->freq_scale,
+                                 .ext_factor = rope->ext_factor,
+                                 .attn_factor = rope->attn_factor,
+                                 .beta_fast = 32.0f,
+                                 .beta_slow = 1.0f,
+                                 .n_ctx_orig = rope->ctx_orig,
+                                 .freq_factors = rope_factors(f->model, rope)};
+    size_t at = (size_t)token * rope->n_rot / 2;
+    rope_cos_sin(&params, f->s.positions[token], f->s.rope_cos[index] + at, f->s.rope_sin[index] + at);
+}
 
 static void prepare_token(struct forward *f, uint32_t token, void *arg)
 {
@@ -334,20 +275,15 @@ static void prepare_token(struct forward *f, uint32_t token, void *arg)
     const struct hparams *hp = &f->model->hp;
     const struct weight *embd = &f->model->global[GT_TOKEN_EMBD];
     const uint8_t *row = (const uint8_t *)embd->data + (size_t)tokens[token] * embd->row_bytes;
-    embd->format->dequantize(row, f->s.x + (size_t)token * hp->n_embd, hp->n_embd);
-    const struct weight *factors = &f->model->global[GT_ROPE_FREQS];
-    struct rope_params rope = {.n_rot = hp->n_rot,
-                               .freq_base = hp->rope_freq_base,
-                               .freq_scale = hp->rope_freq_scale,
-                               .ext_factor = hp->rope_ext_factor,
-                               .attn_factor = hp->rope_attn_factor,
-                               .beta_fast = 32.0f,
-                               .beta_slow = 1.0f,
-                               .n_ctx_orig = hp->rope_ctx_orig,
-                               .freq_factors = factors->format ? factors->data : NULL};
+    float *x = f->s.x + (size_t)token * hp->n_streams * hp->n_embd;
+    embd->format->dequantize(row, x, hp->n_embd);
+    if (hp->embedding_scale != 1.0f)
+        f->model->ops->scale(x, x, hp->embedding_scale, hp->n_embd);
+    for (uint32_t stream = 1; stream < hp->n_streams; stream++)
+        memcpy(x + (size_t)stream * hp->n_embd, x, hp->n_embd * sizeof(*x));
     f->s.positions[token] = (int32_t)(f->position + token);
-    rope_cos_sin(&rope, f->s.positions[token], f->s.rope_cos + (size_t)token * hp->n_rot / 2,
-                 f->s.rope_sin + (size_t)token * hp->n_rot / 2);
+    for (uint32_t i = 0; i < hp->n_ropes; i++)
+        rotate_position(f, token, i);
 }
 
 enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t n,
@@ -356,7 +292,9 @@ enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t 
     struct ps_model *model = f->model;
     f->n_tokens = n;
     f->position = f->kv->n_used;
+    f->tokens = tokens;
     f->moe_layer = 0;
+    kv_cache_make_room(f->kv, n);
     step_parts_start(&f->parts);
     for_each_token(f, prepare_token, (void *)(uintptr_t)tokens);
     predict_ahead(f, -1, PREDICT_AT_START);
@@ -372,19 +310,38 @@ enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t 
         if (status != PS_OK)
             return status;
     }
-    norm_chunk(f, &model->global[GT_OUTPUT_NORM], f->s.x, f->s.hidden);
+    if (model->arch->end)
+        model->arch->end(f);
+    else
+        norm_chunk(f, &model->global[GT_OUTPUT_NORM], &model->global[GT_OUTPUT_NORM_BIAS], f->s.x,
+                   f->s.hidden);
     step_part_done(&f->parts, PS_PART_NORMS);
     f->kv->n_used += n;
     f->token_clock += n;
     return PS_OK;
 }
 
+static void finish_logits(const struct ps_model *model, float *row)
+{
+    const struct hparams *hp = &model->hp;
+    if (hp->logit_scale != 1.0f)
+        model->ops->scale(row, row, hp->logit_scale, hp->n_vocab);
+    if (hp->logit_softcap == 0.0f)
+        return;
+    for (uint32_t i = 0; i < hp->n_vocab; i++)
+        row[i] = hp->logit_softcap * tanhf(row[i] / hp->logit_softcap);
+}
+
 void forward_logits(struct forward *f, uint32_t first, uint32_t n, float *out)
 {
-    uint32_t width = f->model->hp.n_embd;
+    const struct hparams *hp = &f->model->hp;
+    uint32_t width = hp->n_embd;
+    const struct weight *w = f->model->global;
     step_parts_start(&f->parts);
     struct acts acts = acts_of(f, f->s.hidden + (size_t)first * width, width, n, width);
-    struct matmul_job job = chunk_job(f, &acts, &f->model->global[GT_OUTPUT], out);
+    struct matmul_job job = chunk_job(f, &acts, &w[GT_OUTPUT], &w[GT_OUTPUT_BIAS], out);
     run_matmuls(f, &job, 1);
+    for (uint32_t t = 0; t < n; t++)
+        finish_logits(f->model, out + (size_t)t * hp->n_vocab);
     step_part_done(&f->parts, PS_PART_TRUNK);
 }

@@ -1,6 +1,7 @@
 /* Forward pass: the blocks that architecture files are made of. A chunk of tokens of one sequence passes all
  * layers; every block works on the chunk's residual stream and keeps to fixed orders of reduction, so a token's
- * logits do not depend on the chunk it is in (DESIGN.md, invariant 2). */
+ * logits do not depend on the chunk it is in (DESIGN.md, invariant 2). What a block does beyond its options follows
+ * from the tensors that the layer has and from the hyperparameters. */
 #ifndef PENSTOCK_RUNTIME_FORWARD_H
 #define PENSTOCK_RUNTIME_FORWARD_H
 
@@ -11,28 +12,62 @@
 
 struct forward;
 
-struct attention_options {
-    bool rope_neox;      /* pairs (i, i + n/2); else consecutive pairs */
-    bool norm_whole_row; /* q/k norm over all heads at once; else per head. Only where the norms exist */
+enum rope_pairs {
+    ROPE_NONE,
+    ROPE_CONSECUTIVE, /* (2i, 2i + 1) */
+    ROPE_NEOX,        /* (i, i + n_rot/2) */
 };
 
-/* x += attention(norm(x)): norm, q/k/v with biases where the file has them, q/k norms likewise, RoPE, KV cache,
- * attention, output projection. */
+struct attention_options {
+    enum rope_pairs rope;
+    bool norm_whole_row;  /* q/k norm over all heads at once; else per head. Only where the norms exist */
+    bool norm_after_rope; /* q/k norm after the rotation; else before */
+    bool norm_unweighted; /* q and k of each head are RMS-normed without weights, after the rotation */
+    bool norm_values;     /* so are values */
+    bool gate_in_q;       /* attn_q has [query | gate] per head; sigmoid(gate) scales the output */
+    bool scale_q;         /* by hparams.temperature */
+};
+
+/* x += attention(norm(x)): norm, q/k/v with biases, q/k norms, RoPE, KV cache, attention (sinks, window), gate, output
+ * projection with bias, norm of the branch. Where the layer has no attn_v, values are the keys before norm and RoPE.
+ * Leaves norm(x) in scratch.normed. */
 void block_attention(struct forward *f, uint32_t layer, const struct attention_options *options);
 
-/* x += down(silu(gate(norm(x))) * up(norm(x))). */
-void block_dense_ffn(struct forward *f, uint32_t layer);
-
-struct moe_options {
-    bool renormalize; /* chosen softmax weights are divided by their sum */
+/* What happens between a feed-forward network's first products and its last. */
+enum ffn_activation {
+    FFN_SWIGLU,       /* silu(gate) * up; with the layer's limit: min(silu(gate), limit) * clamp(up, limit) */
+    FFN_SWIGLU_OAI,   /* of gpt-oss */
+    FFN_GEGLU,        /* gelu(gate) * up */
+    FFN_RELU_SQUARED, /* max(up, 0)^2; there is no gate */
 };
 
-/* x += sum of chosen experts by weight, in router rank order, on norm(x); softmax over all experts, then top-k. Where
- * the layer has a shared expert it is added, scaled by sigmoid(x . shared router) if there is one. */
+struct ffn_options {
+    enum ffn_activation activation;
+    bool input_ready; /* scratch.normed holds the input; else norm(x) is made */
+};
+
+/* x += down(activation(gate(norm(x)), up(norm(x)))), with norm of the branch. */
+void block_dense_ffn(struct forward *f, uint32_t layer, const struct ffn_options *options);
+
+struct moe_options {
+    enum ffn_activation activation;
+    bool input_ready;          /* as above */
+    bool weigh_input;          /* weights multiply an expert's input, not its output */
+    const float *router_input; /* [n_tokens][n_embd]; NULL: the experts' input */
+    float output_scale;        /* of routed and shared experts together; 0: 1 */
+    float *out;                /* [n_tokens][n_embd] gets the sum, which is then not added to x; NULL: x */
+};
+
+/* x += sum of chosen experts by weight, in router rank order, on norm(x). Scores, groups and normalization of weights are
+ * hyperparameters. Where the layer has a shared expert it is added, scaled by sigmoid(x . shared router) if there is
+ * one. */
 enum ps_status block_moe(struct forward *f, uint32_t layer, const struct moe_options *options,
                          struct ps_error *err);
 
 /* Whether a layer has routed experts. */
 bool layer_is_moe(const struct forward *f, uint32_t layer);
+/* block_moe or block_dense_ffn, as the layer is. */
+enum ps_status block_ffn(struct forward *f, uint32_t layer, enum ffn_activation activation,
+                         struct ps_error *err);
 
 #endif

@@ -1,4 +1,4 @@
-/* State of a forward pass, shared by the block files (forward.c, ffn.c, moe.c). */
+/* State of a forward pass, shared by the block files (forward.c, block_*.c, ffn.c, moe.c). */
 #ifndef PENSTOCK_RUNTIME_FORWARD_INTERNAL_H
 #define PENSTOCK_RUNTIME_FORWARD_INTERNAL_H
 
@@ -16,6 +16,7 @@ struct forward {
     struct scratch s;
     struct kv_cache *kv;
     uint32_t n_tokens;
+    const int32_t *tokens;
     uint32_t position;    /* of the chunk's first token */
     uint64_t token_clock; /* tokens since load, for the cache policy */
     ps_router_fn *on_router;
@@ -43,21 +44,34 @@ struct acts acts_of(struct forward *f, const float *x, size_t stride, uint32_t n
 /* The rows in the form that w takes, rounded on first use; *stride in bytes. */
 const void *acts_for(struct forward *f, struct acts *acts, const struct weight *w, size_t *stride);
 
+/* out = scale * (w x) + bias */
 struct matmul_job {
     const struct weight *w;
     const void *acts;
     size_t act_stride; /* bytes */
     uint32_t n_tokens;
     float *out;
-    size_t out_stride; /* floats */
+    size_t out_stride;  /* floats */
+    const float *bias;  /* [n_rows]; NULL: none */
+    const float *scale; /* one; NULL: none */
 };
 enum { MAX_JOBS = 16 };
 /* All jobs in one parallel region. n <= MAX_JOBS. */
 void run_matmuls(struct forward *f, const struct matmul_job *jobs, uint32_t n);
+/* The job for all rows of acts; out is [n_tokens][n_rows]. bias may be NULL or absent from the file. */
+struct matmul_job chunk_job(struct forward *f, struct acts *acts, const struct weight *w,
+                            const struct weight *bias, float *out);
+/* Scales rows [begin, end) of a product and adds their bias; either may be NULL. */
+void finish_rows(const struct vector_ops *ops, const float *bias, const float *scale, uint64_t begin,
+                 uint64_t end, uint32_t n_tokens, float *out, size_t out_stride);
 
-/* out = down(silu(gate(x)) * up(x)) for some tokens and one expert, shared expert or dense FFN. */
+/* out = down(activation(gate(x), up(x))) for some tokens and one expert, shared expert or dense FFN. */
 struct ffn_job {
-    struct weight gate, up, down;
+    struct weight gate, up, down; /* gate.format NULL: none */
+    enum ffn_activation activation;
+    float limit;                                     /* of the activation; 0: none */
+    const float *gate_bias, *up_bias, *down_bias;    /* NULL: none */
+    const float *gate_scale, *up_scale, *down_scale; /* NULL: none */
     const void *gate_acts, *up_acts;
     size_t gate_stride, up_stride; /* bytes */
     uint32_t n_tokens;
@@ -67,9 +81,8 @@ struct ffn_job {
 size_t ffn_hidden_stride(const struct forward *f, const struct weight *down);
 /* All jobs together, in two parallel regions. n <= MAX_JOBS. */
 void run_ffns(struct forward *f, const struct ffn_job *jobs, uint32_t n);
-/* Dense or shared FFN over the whole chunk's acts, into out. */
-void run_chunk_ffn(struct forward *f, struct acts *acts, const struct weight *gate, const struct weight *up,
-                   const struct weight *down, float *out);
+/* Dense or shared FFN over the whole chunk's acts, into out. job holds weights, activation and limit. */
+void run_chunk_ffn(struct forward *f, struct acts *acts, struct ffn_job job, float *out);
 
 /* Predicts what the MoE layers after `layer` will choose, and has the likely ones read ahead. */
 enum predict_when {
@@ -81,6 +94,24 @@ void predict_ahead(struct forward *f, int layer, enum predict_when when);
 
 /* fn for every token of the chunk, in parallel. */
 void for_each_token(struct forward *f, void (*fn)(struct forward *f, uint32_t token, void *arg), void *arg);
-void norm_chunk(struct forward *f, const struct weight *norm, const float *x, float *out);
+/* n_embd values with the model's kind of norm; bias NULL: none. */
+void norm_row(const struct ps_model *model, const float *weight, const float *bias, const float *x,
+              float *out);
+void norm_chunk(struct forward *f, const struct weight *weight, const struct weight *bias, const float *x,
+                float *out);
+/* x += residual_scale * norm(branch), norm where the file has it. */
+void add_branch(struct forward *f, float *branch, const struct weight *norm);
+
+/* Of the attention blocks (block_attention.c), for families that make q, k and v in their own way. */
+
+/* k and v of a token to its place in the cache; k already rotated. v NULL: values lie in the keys. */
+void store_kv(struct forward *f, uint32_t layer, uint32_t token, const float *k, const float *v);
+/* Rotates n_heads heads of head_dim values, the first n_rot of each. */
+void rotate_heads(const struct forward *f, uint32_t layer, uint32_t token, enum rope_pairs pairs,
+                  float *heads, uint32_t n_heads, uint32_t head_dim);
+/* scratch.attended = attention of scratch.q over the cache. */
+void attend(struct forward *f, uint32_t layer);
+/* x += norm(output(attended)), with what the layer has of gate, bias and norm. */
+void attention_output(struct forward *f, uint32_t layer);
 
 #endif

@@ -1,11 +1,14 @@
 #include "runtime/hparams.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "runtime/arch.h"
+
 enum { MAX_LAYERS = 1024, MAX_WIDTH = 1 << 20, MAX_EXPERTS = 4096, MAX_CONTEXT = 1 << 30 };
-enum { GATING_SOFTMAX = 1 }; /* llama.cpp's number for it in GGUF metadata */
 
 /* Read by hparams_read, or known not to change the computation of a supported family. */
 static const char *const COMMON_KEYS[] = {
@@ -18,6 +21,7 @@ static const char *const COMMON_KEYS[] = {
     "attention.key_length",
     "attention.value_length",
     "attention.layer_norm_rms_epsilon",
+    "attention.layer_norm_epsilon",
     "attention.scale",
     "attention.causal",
     "rope.dimension_count",
@@ -37,7 +41,16 @@ static const char *const COMMON_KEYS[] = {
     "expert_feed_forward_length",
     "expert_shared_feed_forward_length",
     "expert_weights_scale",
+    "expert_weights_norm",
     "expert_gating_func",
+    "expert_group_count",
+    "expert_group_used_count",
+    /* The tensors themselves say which layers have experts, and of what shape. */
+    "expert_shared_count",
+    "leading_dense_block_count",
+    "interleave_moe_layer_step",
+    "moe_every_n_layers",
+    "nextn_predict_layers",
     "vocab_size",
     "tensor_data_layout",
     NULL,
@@ -48,38 +61,19 @@ static void key_name(char *out, size_t size, const char *arch, const char *suffi
     snprintf(out, size, "%s.%s", arch, suffix);
 }
 
-/* One number for the whole model, also where a file repeats it per layer. */
-static bool get_uniform_u64(const struct gguf *gguf, const char *key, uint64_t *out, bool *varies)
-{
-    if (gguf_get_u64(gguf, key, out))
-        return true;
-    const struct gguf_value *value = gguf_find(gguf, key);
-    if (!value || value->type != GGUF_ARRAY || value->a.count == 0 || value->a.type == GGUF_STRING ||
-        value->a.type == GGUF_ARRAY)
-        return false;
-    *out = gguf_array_u64(&value->a, 0);
-    for (uint64_t i = 1; i < value->a.count; i++)
-        *varies |= gguf_array_u64(&value->a, i) != *out;
-    return true;
-}
-
 enum ps_status hparam_u32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                           uint32_t *out, struct ps_error *err)
 {
     char key[128];
     key_name(key, sizeof(key), arch, suffix);
     uint64_t value = 0;
-    bool varies = false;
     if (!gguf_find(gguf, key)) {
         if (!required)
             return PS_OK;
         return ps_error_set(err, PS_ERR_FORMAT, "%s: metadata key is missing", key);
     }
-    if (!get_uniform_u64(gguf, key, &value, &varies) || value > UINT32_MAX)
+    if (!gguf_get_u64(gguf, key, &value) || value > UINT32_MAX)
         return ps_error_set(err, PS_ERR_FORMAT, "%s: not a 32-bit unsigned number", key);
-    if (varies)
-        return ps_error_set(err, PS_ERR_UNSUPPORTED,
-                            "%s: differs between layers, which '%s' does not support", key, arch);
     *out = (uint32_t)value;
     return PS_OK;
 }
@@ -99,6 +93,96 @@ enum ps_status hparam_f32(const struct gguf *gguf, const char *arch, const char 
         return ps_error_set(err, PS_ERR_FORMAT, "%s: not a finite number", key);
     *out = (float)value;
     return PS_OK;
+}
+
+enum ps_status hparam_bool(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
+                           bool *out, struct ps_error *err)
+{
+    char key[128];
+    key_name(key, sizeof(key), arch, suffix);
+    if (!gguf_find(gguf, key)) {
+        if (!required)
+            return PS_OK;
+        return ps_error_set(err, PS_ERR_FORMAT, "%s: metadata key is missing", key);
+    }
+    if (!gguf_get_bool(gguf, key, out))
+        return ps_error_set(err, PS_ERR_FORMAT, "%s: not a boolean", key);
+    return PS_OK;
+}
+
+/* The array under a key that holds a value per layer; NULL, PS_OK: one value for all, or none. */
+static enum ps_status find_layers(const struct gguf *gguf, const char *key, uint32_t n_layers,
+                                  const struct gguf_array **out, struct ps_error *err)
+{
+    const struct gguf_value *value = gguf_find(gguf, key);
+    *out = NULL;
+    if (!value || value->type != GGUF_ARRAY)
+        return PS_OK;
+    if (value->a.type == GGUF_STRING || value->a.type == GGUF_ARRAY || value->a.count < n_layers)
+        return ps_error_set(err, PS_ERR_FORMAT, "%s: not a number for each of %u layers", key, n_layers);
+    *out = &value->a;
+    return PS_OK;
+}
+
+enum ps_status hparam_layers_u32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
+                                 uint32_t n_layers, uint32_t *out, struct ps_error *err)
+{
+    char key[128];
+    key_name(key, sizeof(key), arch, suffix);
+    const struct gguf_array *array;
+    enum ps_status status = find_layers(gguf, key, n_layers, &array, err);
+    if (status != PS_OK)
+        return status;
+    if (!array) {
+        uint32_t one = out[0];
+        bool there = gguf_find(gguf, key);
+        status = hparam_u32(gguf, arch, suffix, required, &one, err);
+        for (uint32_t il = 0; status == PS_OK && there && il < n_layers; il++)
+            out[il] = one;
+        return status;
+    }
+    for (uint32_t il = 0; il < n_layers; il++) {
+        uint64_t value = gguf_array_u64(array, il);
+        if (value > UINT32_MAX)
+            return ps_error_set(err, PS_ERR_FORMAT, "%s: layer %u: not a 32-bit unsigned number", key, il);
+        out[il] = (uint32_t)value;
+    }
+    return PS_OK;
+}
+
+enum ps_status hparam_layers_f32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
+                                 uint32_t n_layers, float *out, struct ps_error *err)
+{
+    char key[128];
+    key_name(key, sizeof(key), arch, suffix);
+    const struct gguf_array *array;
+    enum ps_status status = find_layers(gguf, key, n_layers, &array, err);
+    if (status != PS_OK)
+        return status;
+    if (!array) {
+        float one = out[0];
+        bool there = gguf_find(gguf, key);
+        status = hparam_f32(gguf, arch, suffix, required, &one, err);
+        for (uint32_t il = 0; status == PS_OK && there && il < n_layers; il++)
+            out[il] = one;
+        return status;
+    }
+    for (uint32_t il = 0; il < n_layers; il++) {
+        out[il] = (float)gguf_array_f64(array, il);
+        if (!isfinite(out[il]))
+            return ps_error_set(err, PS_ERR_FORMAT, "%s: layer %u: not a finite number", key, il);
+    }
+    return PS_OK;
+}
+
+uint64_t hparams_most(const struct hparams *hp, dim_fn *of)
+{
+    uint64_t most = 0;
+    for (uint32_t il = 0; il < hp->n_layers; il++) {
+        uint64_t value = of(hp, &hp->layer[il]);
+        most = value > most ? value : most;
+    }
+    return most;
 }
 
 static bool listed(const char *const *list, const char *name, size_t length)
@@ -135,34 +219,60 @@ static enum ps_status check_keys(const struct gguf *gguf, const char *arch, cons
     return PS_OK;
 }
 
+enum { MAX_HEAD = 4096 };
+
+/* A number per layer that the file may also give once for all, into a field of each layer. */
+static enum ps_status read_layers_u32(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                                      const char *suffix, bool required, size_t field, struct ps_error *err)
+{
+    uint32_t *values = malloc(hp->n_layers * sizeof(*values));
+    if (!values)
+        return ps_error_set(err, PS_ERR_NOMEM, "hyperparameters: out of memory");
+    for (uint32_t il = 0; il < hp->n_layers; il++)
+        memcpy(&values[il], (const char *)&hp->layer[il] + field, sizeof(values[il]));
+    enum ps_status status = hparam_layers_u32(gguf, arch, suffix, required, hp->n_layers, values, err);
+    for (uint32_t il = 0; status == PS_OK && il < hp->n_layers; il++)
+        memcpy((char *)&hp->layer[il] + field, &values[il], sizeof(values[il]));
+    free(values);
+    return status;
+}
+
+#define LAYER_FIELD(field) offsetof(struct layer_hparams, field)
+
 static enum ps_status read_attention(struct hparams *hp, const struct gguf *gguf, const char *arch,
                                      struct ps_error *err)
 {
-    enum ps_status status;
-    hp->n_kv_head = 0;
-    if ((status = hparam_u32(gguf, arch, "attention.head_count", true, &hp->n_head, err)) != PS_OK)
+    enum ps_status status =
+        read_layers_u32(hp, gguf, arch, "attention.head_count", true, LAYER_FIELD(n_head), err);
+    if (status != PS_OK)
         return status;
-    if (hp->n_head == 0 || hp->n_head > MAX_WIDTH)
-        return ps_error_set(err, PS_ERR_FORMAT, "%s.attention.head_count: %u is out of range", arch,
-                            hp->n_head);
-    hp->n_kv_head = hp->n_head;
-    hp->head_dim_k = hp->head_dim_v = hp->n_embd / hp->n_head;
-    if ((status = hparam_u32(gguf, arch, "attention.head_count_kv", false, &hp->n_kv_head, err)) != PS_OK ||
-        (status = hparam_u32(gguf, arch, "attention.key_length", false, &hp->head_dim_k, err)) != PS_OK ||
-        (status = hparam_u32(gguf, arch, "attention.value_length", false, &hp->head_dim_v, err)) != PS_OK)
+    uint32_t heads = 0;
+    for (uint32_t il = 0; il < hp->n_layers; il++) {
+        hp->layer[il].n_kv_head = hp->layer[il].n_head;
+        heads = heads ? heads : hp->layer[il].n_head;
+    }
+    uint32_t head_dim = heads ? hp->n_embd / heads : 0;
+    uint32_t head_dim_v = head_dim;
+    float scale = 0.0f;
+    if ((status = read_layers_u32(hp, gguf, arch, "attention.head_count_kv", false, LAYER_FIELD(n_kv_head),
+                                  err)) != PS_OK ||
+        (status = hparam_u32(gguf, arch, "attention.key_length", false, &head_dim, err)) != PS_OK ||
+        (status = hparam_u32(gguf, arch, "attention.value_length", false, &head_dim_v, err)) != PS_OK ||
+        (status = hparam_f32(gguf, arch, "attention.scale", false, &scale, err)) != PS_OK)
         return status;
-    if (hp->n_kv_head == 0 || hp->n_head % hp->n_kv_head != 0)
-        return ps_error_set(err, PS_ERR_FORMAT, "%s.attention.head_count_kv: %u does not divide %u heads",
-                            arch, hp->n_kv_head, hp->n_head);
-    if (hp->head_dim_k == 0 || hp->head_dim_v == 0 || hp->head_dim_k > 4096 || hp->head_dim_v > 4096)
-        return ps_error_set(err, PS_ERR_FORMAT, "%s: head dimensions %u and %u are out of range", arch,
-                            hp->head_dim_k, hp->head_dim_v);
-    hp->attention_scale = 0.0f;
-    if ((status = hparam_f32(gguf, arch, "attention.scale", false, &hp->attention_scale, err)) != PS_OK)
-        return status;
-    if (hp->attention_scale == 0.0f)
-        hp->attention_scale = 1.0f / sqrtf((float)hp->head_dim_k);
-    return hparam_f32(gguf, arch, "attention.layer_norm_rms_epsilon", true, &hp->norm_eps, err);
+    for (uint32_t il = 0; il < hp->n_layers; il++) {
+        hp->layer[il].head_dim_k = head_dim;
+        hp->layer[il].head_dim_v = head_dim_v;
+        hp->layer[il].attention_scale = scale;
+    }
+    const char *epsilon = "attention.layer_norm_rms_epsilon";
+    char key[128];
+    key_name(key, sizeof(key), arch, epsilon);
+    if (!gguf_find(gguf, key)) {
+        epsilon = "attention.layer_norm_epsilon";
+        hp->norm_kind = NORM_LAYER;
+    }
+    return hparam_f32(gguf, arch, epsilon, true, &hp->norm_eps, err);
 }
 
 static bool string_is(struct gguf_string s, const char *text)
@@ -177,84 +287,173 @@ static enum ps_status read_rope(struct hparams *hp, const struct gguf *gguf, con
     enum ps_status status;
     float factor = 0.0f;
     float ext_factor = -1.0f;
-    hp->n_rot = hp->head_dim_k;
-    hp->rope_freq_base = 10000.0f;
-    hp->rope_attn_factor = 1.0f;
-    hp->rope_ctx_orig = hp->n_ctx_train;
-    if ((status = hparam_u32(gguf, arch, "rope.dimension_count", false, &hp->n_rot, err)) != PS_OK ||
-        (status = hparam_f32(gguf, arch, "rope.freq_base", false, &hp->rope_freq_base, err)) != PS_OK ||
+    struct rope_hparams *rope = &hp->rope[0];
+    *rope = (struct rope_hparams){.n_rot = hp->layer[0].head_dim_k,
+                                  .freq_base = 10000.0f,
+                                  .attn_factor = 1.0f,
+                                  .ctx_orig = hp->n_ctx_train,
+                                  .factors = true};
+    hp->n_ropes = 1;
+    if ((status = hparam_u32(gguf, arch, "rope.dimension_count", false, &rope->n_rot, err)) != PS_OK ||
+        (status = hparam_f32(gguf, arch, "rope.freq_base", false, &rope->freq_base, err)) != PS_OK ||
         (status = hparam_f32(gguf, arch, "rope.scale_linear", false, &factor, err)) != PS_OK ||
         (status = hparam_f32(gguf, arch, "rope.scaling.factor", false, &factor, err)) != PS_OK ||
-        (status = hparam_f32(gguf, arch, "rope.scaling.attn_factor", false, &hp->rope_attn_factor, err)) !=
+        (status = hparam_f32(gguf, arch, "rope.scaling.attn_factor", false, &rope->attn_factor, err)) !=
             PS_OK ||
-        (status = hparam_f32(gguf, arch, "rope.scaling.yarn_attn_factor", false, &hp->rope_attn_factor,
-                             err)) != PS_OK ||
+        (status = hparam_f32(gguf, arch, "rope.scaling.yarn_attn_factor", false, &rope->attn_factor, err)) !=
+            PS_OK ||
         (status = hparam_f32(gguf, arch, "rope.scaling.yarn_ext_factor", false, &ext_factor, err)) != PS_OK ||
-        (status = hparam_u32(gguf, arch, "rope.scaling.original_context_length", false, &hp->rope_ctx_orig,
+        (status = hparam_u32(gguf, arch, "rope.scaling.original_context_length", false, &rope->ctx_orig,
                              err)) != PS_OK)
         return status;
-    if (hp->n_rot % 2 != 0 || hp->n_rot > hp->head_dim_k)
-        return ps_error_set(err, PS_ERR_FORMAT,
-                            "%s.rope.dimension_count: %u is odd or larger than a head of %u", arch, hp->n_rot,
-                            hp->head_dim_k);
     char key[128];
     struct gguf_string type = {.data = "linear", .length = 6};
     key_name(key, sizeof(key), arch, "rope.scaling.type");
     gguf_get_string(gguf, key, &type);
     bool yarn = string_is(type, "yarn");
-    if (!yarn && !string_is(type, "linear") && !string_is(type, "none"))
-        return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: '%.*s' is not one of none, linear, yarn", key,
-                            (int)(type.length < 60 ? type.length : 60), type.data);
-    hp->rope_freq_scale = factor == 0.0f || string_is(type, "none") ? 1.0f : 1.0f / factor;
-    hp->rope_ext_factor = ext_factor < 0.0f ? (yarn ? 1.0f : 0.0f) : ext_factor;
+    bool longrope = string_is(type, "longrope"); /* factors in tensors */
+    if (!yarn && !longrope && !string_is(type, "linear") && !string_is(type, "none"))
+        return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: '%.*s' is not one of none, linear, yarn, longrope",
+                            key, (int)(type.length < 60 ? type.length : 60), type.data);
+    bool scaled = factor != 0.0f && !longrope && !string_is(type, "none");
+    rope->freq_scale = scaled ? 1.0f / factor : 1.0f;
+    rope->ext_factor = ext_factor < 0.0f ? (yarn ? 1.0f : 0.0f) : ext_factor;
     return PS_OK;
 }
 
-static enum ps_status read_experts(struct hparams *hp, const struct gguf *gguf, const char *arch,
+static enum ps_status read_gating(struct hparams *hp, const struct gguf *gguf, const struct arch *arch,
+                                  struct ps_error *err)
+{
+    enum ps_status status;
+    uint32_t gating = 0;
+    hp->renormalize = arch->renormalize;
+    if ((status = hparam_bool(gguf, arch->name, "expert_weights_norm", false, &hp->renormalize, err)) !=
+            PS_OK ||
+        (status = hparam_u32(gguf, arch->name, "expert_gating_func", false, &gating, err)) != PS_OK)
+        return status;
+    hp->gating = gating ? (enum gating)gating : arch->gating ? arch->gating : GATING_SOFTMAX;
+    if (hp->gating > GATING_SQRT_SOFTPLUS)
+        return ps_error_set(err, PS_ERR_UNSUPPORTED,
+                            "%s.expert_gating_func: %u is not one of 1 (softmax), 2 (sigmoid), 3 (softmax of "
+                            "the chosen), 4 (sqrt of softplus)",
+                            arch->name, gating);
+    if (hp->gating == GATING_SOFTMAX_OF_CHOSEN)
+        hp->renormalize = true;
+    hp->n_expert_groups = hp->n_expert_groups_used = 1;
+    if ((status = hparam_u32(gguf, arch->name, "expert_group_count", false, &hp->n_expert_groups, err)) !=
+            PS_OK ||
+        (status = hparam_u32(gguf, arch->name, "expert_group_used_count", false, &hp->n_expert_groups_used,
+                             err)) != PS_OK)
+        return status;
+    if (hp->n_expert_groups <= 1)
+        hp->n_expert_groups = hp->n_expert_groups_used = 1;
+    uint32_t of_group = hp->n_expert / hp->n_expert_groups;
+    if (hp->n_expert > 0 &&
+        (hp->n_expert_groups > MAX_EXPERT_GROUPS || hp->n_expert % hp->n_expert_groups != 0 ||
+         hp->n_expert_groups_used == 0 || hp->n_expert_groups_used > hp->n_expert_groups ||
+         hp->n_expert_used > hp->n_expert_groups_used * of_group))
+        return ps_error_set(
+            err, PS_ERR_FORMAT, "%s.expert_group_count: %u groups, %u used, do not fit %u experts, %u used",
+            arch->name, hp->n_expert_groups, hp->n_expert_groups_used, hp->n_expert, hp->n_expert_used);
+    return PS_OK;
+}
+
+static enum ps_status read_experts(struct hparams *hp, const struct gguf *gguf, const struct arch *arch,
                                    struct ps_error *err)
 {
     enum ps_status status;
-    hp->n_expert = hp->n_expert_used = hp->n_ff = 0;
-    hp->expert_weights_scale = 0.0f;
-    if ((status = hparam_u32(gguf, arch, "feed_forward_length", false, &hp->n_ff, err)) != PS_OK ||
-        (status = hparam_u32(gguf, arch, "expert_count", false, &hp->n_expert, err)) != PS_OK ||
-        (status = hparam_u32(gguf, arch, "expert_used_count", false, &hp->n_expert_used, err)) != PS_OK ||
-        (status = hparam_f32(gguf, arch, "expert_weights_scale", false, &hp->expert_weights_scale, err)) !=
-            PS_OK)
+    if ((status = read_layers_u32(hp, gguf, arch->name, "feed_forward_length", false, LAYER_FIELD(n_ff),
+                                  err)) != PS_OK ||
+        (status = hparam_u32(gguf, arch->name, "expert_count", false, &hp->n_expert, err)) != PS_OK ||
+        (status = hparam_u32(gguf, arch->name, "expert_used_count", false, &hp->n_expert_used, err)) !=
+            PS_OK ||
+        (status = hparam_f32(gguf, arch->name, "expert_weights_scale", false, &hp->expert_weights_scale,
+                             err)) != PS_OK)
         return status;
-    uint32_t gating = GATING_SOFTMAX;
-    if ((status = hparam_u32(gguf, arch, "expert_gating_func", false, &gating, err)) != PS_OK)
-        return status;
-    if (gating != GATING_SOFTMAX)
-        return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s.expert_gating_func: %u is not softmax (%d)", arch,
-                            gating, GATING_SOFTMAX);
     if (hp->n_expert > MAX_EXPERTS)
-        return ps_error_set(err, PS_ERR_FORMAT, "%s.expert_count: %u is more than %d", arch, hp->n_expert,
-                            MAX_EXPERTS);
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.expert_count: %u is more than %d", arch->name,
+                            hp->n_expert, MAX_EXPERTS);
     if (hp->n_expert > 0 && (hp->n_expert_used == 0 || hp->n_expert_used > hp->n_expert))
-        return ps_error_set(err, PS_ERR_FORMAT, "%s.expert_used_count: %u is not within 1..%u experts", arch,
-                            hp->n_expert_used, hp->n_expert);
-    hp->n_ff_expert = hp->n_expert > 0 ? hp->n_ff : 0;
-    hp->n_ff_shared = 0;
-    if ((status = hparam_u32(gguf, arch, "expert_feed_forward_length", false, &hp->n_ff_expert, err)) !=
-        PS_OK)
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.expert_used_count: %u is not within 1..%u experts",
+                            arch->name, hp->n_expert_used, hp->n_expert);
+    hp->n_ff_expert = hp->n_expert > 0 ? hp->layer[0].n_ff : 0;
+    if ((status = hparam_u32(gguf, arch->name, "expert_feed_forward_length", false, &hp->n_ff_expert, err)) !=
+            PS_OK ||
+        (status = hparam_u32(gguf, arch->name, "expert_shared_feed_forward_length", false, &hp->n_ff_shared,
+                             err)) != PS_OK)
         return status;
-    return hparam_u32(gguf, arch, "expert_shared_feed_forward_length", false, &hp->n_ff_shared, err);
+    return read_gating(hp, gguf, arch, err);
 }
 
-enum ps_status hparams_read(struct hparams *hp, const struct gguf *gguf, const char *arch,
-                            const char *const *known, struct ps_error *err)
+/* ---- sliding windows ---- */
+
+static enum ps_status read_pattern(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                                   uint32_t period, bool dense_first, bool *windowed, struct ps_error *err)
 {
-    *hp = (struct hparams){0};
+    char key[128];
+    key_name(key, sizeof(key), arch, "attention.sliding_window_pattern");
+    const struct gguf_array *array;
+    enum ps_status status = find_layers(gguf, key, hp->n_layers, &array, err);
+    if (status == PS_OK && !array)
+        status = hparam_u32(gguf, arch, "attention.sliding_window_pattern", false, &period, err);
+    for (uint32_t il = 0; status == PS_OK && il < hp->n_layers; il++) {
+        uint32_t full = dense_first ? 0 : period - 1;
+        windowed[il] = array ? gguf_array_u64(array, il) != 0 : period == 0 || il % period != full;
+    }
+    return status;
+}
+
+enum ps_status hparams_windows(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                               uint32_t default_period, bool dense_first, struct ps_error *err)
+{
     enum ps_status status;
-    if ((status = check_keys(gguf, arch, known, err)) != PS_OK ||
-        (status = hparam_u32(gguf, arch, "block_count", true, &hp->n_layers, err)) != PS_OK ||
+    uint32_t window = 0;
+    uint32_t head_dim_k = 0, head_dim_v = 0;
+    struct rope_hparams rope = hp->rope[0];
+    bool *windowed = calloc(hp->n_layers, sizeof(*windowed));
+    if (!windowed)
+        return ps_error_set(err, PS_ERR_NOMEM, "hyperparameters: out of memory");
+    if ((status = hparam_u32(gguf, arch, "attention.sliding_window", false, &window, err)) != PS_OK ||
+        (status = read_pattern(hp, gguf, arch, default_period, dense_first, windowed, err)) != PS_OK ||
+        (status = hparam_f32(gguf, arch, "rope.freq_base_swa", false, &rope.freq_base, err)) != PS_OK ||
+        (status = hparam_u32(gguf, arch, "rope.dimension_count_swa", false, &rope.n_rot, err)) != PS_OK ||
+        (status = hparam_u32(gguf, arch, "attention.key_length_swa", false, &head_dim_k, err)) != PS_OK ||
+        (status = hparam_u32(gguf, arch, "attention.value_length_swa", false, &head_dim_v, err)) != PS_OK)
+        goto done;
+    hp->n_ropes = 2;
+    hp->rope[1] = rope;
+    for (uint32_t il = 0; il < hp->n_layers; il++) {
+        struct layer_hparams *layer = &hp->layer[il];
+        if (!windowed[il] || window == 0)
+            continue;
+        layer->window = window;
+        layer->rope = 1;
+        layer->head_dim_k = head_dim_k ? head_dim_k : layer->head_dim_k;
+        layer->head_dim_v = head_dim_v ? head_dim_v : layer->head_dim_v;
+    }
+done:
+    free(windowed);
+    return status;
+}
+
+/* ---- the whole ---- */
+
+static enum ps_status read_sizes(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                                 struct ps_error *err)
+{
+    enum ps_status status;
+    if ((status = hparam_u32(gguf, arch, "block_count", true, &hp->n_layers, err)) != PS_OK ||
+        (status = hparam_u32(gguf, arch, "nextn_predict_layers", false, &hp->n_nextn, err)) != PS_OK ||
         (status = hparam_u32(gguf, arch, "embedding_length", true, &hp->n_embd, err)) != PS_OK ||
         (status = hparam_u32(gguf, arch, "context_length", true, &hp->n_ctx_train, err)) != PS_OK)
         return status;
     if (hp->n_layers == 0 || hp->n_layers > MAX_LAYERS)
         return ps_error_set(err, PS_ERR_FORMAT, "%s.block_count: %u is not within 1..%d", arch, hp->n_layers,
                             MAX_LAYERS);
+    if (hp->n_nextn >= hp->n_layers)
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.nextn_predict_layers: %u of %u layers", arch, hp->n_nextn,
+                            hp->n_layers);
+    hp->n_layers -= hp->n_nextn;
     if (hp->n_embd == 0 || hp->n_embd > MAX_WIDTH)
         return ps_error_set(err, PS_ERR_FORMAT, "%s.embedding_length: %u is not within 1..%d", arch,
                             hp->n_embd, MAX_WIDTH);
@@ -268,8 +467,73 @@ enum ps_status hparams_read(struct hparams *hp, const struct gguf *gguf, const c
         return ps_error_set(err, PS_ERR_FORMAT, "token_embd.weight: %llu rows",
                             (unsigned long long)embd->dims[1]);
     hp->n_vocab = (uint32_t)embd->dims[1];
-    if ((status = read_attention(hp, gguf, arch, err)) != PS_OK ||
-        (status = read_rope(hp, gguf, arch, err)) != PS_OK)
+    return PS_OK;
+}
+
+/* What the blocks rely on, whatever the family made of the numbers. */
+static enum ps_status check_layer(const struct hparams *hp, const char *arch, uint32_t il,
+                                  struct ps_error *err)
+{
+    const struct layer_hparams *layer = &hp->layer[il];
+    if (layer->n_head > MAX_WIDTH || layer->n_kv_head > MAX_WIDTH || layer->n_ff > MAX_WIDTH)
+        return ps_error_set(err, PS_ERR_FORMAT, "%s: layer %u: heads or widths are out of range", arch, il);
+    if (layer->recurrent || layer->n_kv_head == 0)
+        return PS_OK;
+    if (layer->n_head == 0)
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.attention.head_count: %u is out of range", arch,
+                            layer->n_head);
+    if (layer->n_head % layer->n_kv_head != 0)
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.attention.head_count_kv: %u does not divide %u heads",
+                            arch, layer->n_kv_head, layer->n_head);
+    if (layer->head_dim_k == 0 || layer->head_dim_v == 0 || layer->head_dim_k > MAX_HEAD ||
+        layer->head_dim_v > MAX_HEAD)
+        return ps_error_set(err, PS_ERR_FORMAT, "%s: head dimensions %u and %u are out of range", arch,
+                            layer->head_dim_k, layer->head_dim_v);
+    uint32_t n_rot = hp->rope[layer->rope].n_rot;
+    if (n_rot % 2 != 0 || n_rot > layer->head_dim_k)
+        return ps_error_set(err, PS_ERR_FORMAT,
+                            "%s.rope.dimension_count: %u is odd or larger than a head of %u", arch, n_rot,
+                            layer->head_dim_k);
+    return PS_OK;
+}
+
+static enum ps_status finish(struct hparams *hp, const char *arch, struct ps_error *err)
+{
+    enum ps_status status = PS_OK;
+    for (uint32_t il = 0; status == PS_OK && il < hp->n_layers; il++) {
+        struct layer_hparams *layer = &hp->layer[il];
+        if (layer->attention_scale == 0.0f && layer->head_dim_k > 0)
+            layer->attention_scale = 1.0f / sqrtf((float)layer->head_dim_k);
+        status = check_layer(hp, arch, il, err);
+    }
+    return status;
+}
+
+enum ps_status hparams_read(struct hparams *hp, const struct gguf *gguf, const struct arch *arch,
+                            struct ps_error *err)
+{
+    *hp = (struct hparams){.n_streams = 1,
+                           .embedding_scale = 1.0f,
+                           .residual_scale = 1.0f,
+                           .logit_scale = 1.0f,
+                           .attention_out_scale = 1.0f};
+    enum ps_status status;
+    if ((status = check_keys(gguf, arch->name, arch->known_keys, err)) != PS_OK ||
+        (status = read_sizes(hp, gguf, arch->name, err)) != PS_OK)
         return status;
-    return read_experts(hp, gguf, arch, err);
+    hp->layer = calloc(hp->n_layers, sizeof(*hp->layer));
+    if (!hp->layer)
+        return ps_error_set(err, PS_ERR_NOMEM, "hyperparameters: out of memory");
+    if ((status = read_attention(hp, gguf, arch->name, err)) != PS_OK ||
+        (status = read_rope(hp, gguf, arch->name, err)) != PS_OK ||
+        (status = read_experts(hp, gguf, arch, err)) != PS_OK ||
+        (arch->hparams && (status = arch->hparams(hp, gguf, err)) != PS_OK))
+        return status;
+    return finish(hp, arch->name, err);
+}
+
+void hparams_deinit(struct hparams *hp)
+{
+    free(hp->layer);
+    hp->layer = NULL;
 }

@@ -8,35 +8,132 @@
 #include "storage/gguf.h"
 #include "storage/status.h"
 
-struct hparams {
-    uint32_t n_layers;
-    uint32_t n_embd;
-    uint32_t n_vocab; /* rows of token_embd */
-    uint32_t n_ctx_train;
-    uint32_t n_head, n_kv_head;
+struct arch;
+
+enum {
+    MAX_ROPES = 2, /* kinds of rotation in one model, such as of windowed and of other layers */
+    MAX_EXPERT_GROUPS = 256,
+};
+
+/* Metadata "expert_gating_func", numbered as llama.cpp does. */
+enum gating {
+    GATING_SOFTMAX = 1,
+    GATING_SIGMOID = 2,
+    GATING_SOFTMAX_OF_CHOSEN = 3, /* equals softmax, renormalized */
+    GATING_SQRT_SOFTPLUS = 4,
+};
+
+enum norm_kind {
+    NORM_RMS,
+    NORM_LAYER, /* mean and variance */
+};
+
+struct rope_hparams {
+    uint32_t n_rot;
+    float freq_base, freq_scale, ext_factor, attn_factor;
+    uint32_t ctx_orig;
+    bool factors; /* divided by rope_freqs.weight, where the file has it */
+};
+
+/* What may differ between layers. */
+struct layer_hparams {
+    bool recurrent;             /* keeps a state of fixed size instead of keys and values */
+    uint32_t n_head, n_kv_head; /* n_kv_head 0: the layer has no attention */
     uint32_t head_dim_k, head_dim_v;
-    uint32_t n_ff; /* dense FFN width, 0: none */
-    uint32_t n_expert, n_expert_used;
-    uint32_t n_ff_expert, n_ff_shared; /* 0: none */
+    float attention_scale; /* of q.k */
+    uint32_t window;       /* cells that a token sees, its own included; 0: all of the past */
+    uint32_t rope;         /* which of hparams.rope */
+    bool v_in_k;           /* values are the first head_dim_v of the key: nothing else is cached */
+    uint32_t index_dim;    /* one more cached row per token, for choosing cells; 0: none */
+    uint64_t state_floats; /* recurrent state of a sequence, zero at its start */
+    uint32_t n_ff;         /* dense FFN */
+    float swiglu_limit, shared_swiglu_limit; /* 0: none */
+};
+
+/* Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): keys and values of all heads from one latent row. */
+struct mla_hparams {
+    uint32_t q_rank; /* 0: queries are projected at once */
+    uint32_t kv_rank;
+    uint32_t head_dim_k, head_dim_v; /* per head, before absorption; the last n_rot of k are rotated */
+};
+
+/* State-space and linear attention layers; which fields are used depends on the family. */
+struct ssm_hparams {
+    uint32_t conv_kernel; /* taps */
+    uint32_t inner_size, state_size, group_count, time_step_rank;
+};
+
+struct hparams {
+    uint32_t n_layers; /* without the trailing ones for next-token prediction, */
+    uint32_t n_nextn;  /* which are never computed */
+    uint32_t n_embd;
+    uint32_t n_streams; /* residual streams of n_embd each, of hyper-connections; else 1 */
+    uint32_t n_vocab;   /* rows of token_embd */
+    uint32_t n_ctx_train;
+    struct layer_hparams *layer; /* [n_layers] owned */
+
+    enum norm_kind norm_kind;
     float norm_eps;
-    float attention_scale;      /* of q.k */
+    float embedding_scale, residual_scale, logit_scale; /* factors; 1: none */
+    float logit_softcap;                                /* 0: none */
+    float attention_out_scale;                          /* factor after the output projection */
+    struct {
+        float
+            scale; /* q is multiplied by 1 + scale * ln(1 + floor((position + offset) / length)); 0: is not */
+        uint32_t length; /* at least 1 */
+        uint32_t offset;
+    } temperature;
+
+    uint32_t n_ropes;
+    struct rope_hparams rope[MAX_ROPES];
+
+    uint32_t n_expert, n_expert_used;
+    uint32_t n_ff_expert, n_ff_shared;              /* 0: none */
+    uint32_t n_expert_groups, n_expert_groups_used; /* 1, 1: experts are chosen among all */
+    enum gating gating;
+    bool renormalize;           /* the chosen weights are divided by their sum */
     float expert_weights_scale; /* 0: none */
 
-    uint32_t n_rot;
-    float rope_freq_base, rope_freq_scale, rope_ext_factor, rope_attn_factor;
-    uint32_t rope_ctx_orig;
+    struct mla_hparams mla;
+    struct ssm_hparams ssm;
+    uint32_t mixer_floats; /* per token: room that the family's blocks want in scratch.mixer */
 };
+
+/* A side of a tensor, or another size that follows from the numbers of a layer. */
+typedef uint64_t dim_fn(const struct hparams *hp, const struct layer_hparams *l);
+/* Largest over the layers, for buffers that all of them use. */
+uint64_t hparams_most(const struct hparams *hp, dim_fn *of);
 
 /* Looks up "<arch>.<suffix>". Required ones give PS_ERR_FORMAT naming the key; the others keep *out. */
 enum ps_status hparam_u32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                           uint32_t *out, struct ps_error *err);
 enum ps_status hparam_f32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                           float *out, struct ps_error *err);
+enum ps_status hparam_bool(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
+                           bool *out, struct ps_error *err);
+/* A number per layer: an array of at least n_layers, or one number for all. Absent ones keep out[]. */
+enum ps_status hparam_layers_u32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
+                                 uint32_t n_layers, uint32_t *out, struct ps_error *err);
+enum ps_status hparam_layers_f32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
+                                 uint32_t n_layers, float *out, struct ps_error *err);
 
-/* Reads what all transformer families share. Every "<arch>.*" key of the file must be one that is read here, one of
- * `known` (a NULL-terminated list of suffixes the architecture reads itself or that do not change the
- * computation), else PS_ERR_UNSUPPORTED names it: a key that changes the result is never ignored. */
-enum ps_status hparams_read(struct hparams *hp, const struct gguf *gguf, const char *arch,
-                            const char *const *known, struct ps_error *err);
+/* Sliding windows, from the keys attention.sliding_window and .sliding_window_pattern: an array of booleans, or a period, of
+ * which the last layer (dense_first: the first) sees all. Without a pattern in the file it is default_period; 0 windows
+ * all layers, 1 none. Windowed layers get rope 1 with the keys rope.freq_base_swa and rope.dimension_count_swa, and the head
+ * sizes of attention.key_length_swa and .value_length_swa, where the file has them. For a family's hparams function. */
+enum ps_status hparams_windows(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                               uint32_t default_period, bool dense_first, struct ps_error *err);
+/* The keys that hparams_windows reads, for a family's list of known ones. */
+#define HPARAMS_WINDOW_KEYS                                                                                  \
+    "attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa",                    \
+        "rope.dimension_count_swa", "attention.key_length_swa", "attention.value_length_swa"
+
+/* Reads what all transformer families share, then what arch->hparams adds, and checks the whole. Every "<arch>.*" key
+ * of the file must be one that is read here or one of arch->known_keys (suffixes that the family reads itself or
+ * that do not change the computation), else PS_ERR_UNSUPPORTED names it: a key that changes the result is never
+ * ignored. hparams_deinit after failure, too. */
+enum ps_status hparams_read(struct hparams *hp, const struct gguf *gguf, const struct arch *arch,
+                            struct ps_error *err);
+void hparams_deinit(struct hparams *hp);
 
 #endif

@@ -37,7 +37,7 @@ static enum ps_status find_arch(struct ps_model *model, struct ps_error *err)
     model->arch = arch_find(name);
     if (model->arch)
         return PS_OK;
-    char supported[256] = "";
+    char supported[1024] = "";
     size_t used = 0;
     for (uint32_t i = 0; arch_at(i) && used < sizeof(supported); i++)
         used += (size_t)snprintf(supported + used, sizeof(supported) - used, "%s%s", i ? ", " : "",
@@ -61,12 +61,9 @@ static enum ps_status read_header(struct ps_model *model, struct ps_error *err)
 {
     enum ps_status status;
     if ((status = find_arch(model, err)) != PS_OK ||
-        (status = hparams_read(&model->hp, model->gguf, model->arch->name, model->arch->known_keys, err)) !=
-            PS_OK ||
+        (status = hparams_read(&model->hp, model->gguf, model->arch, err)) != PS_OK ||
         (status = shard_map_new(&model->shards, model->gguf, model->hp.n_layers, err)) != PS_OK ||
         (status = model_bind_tensors(model, err)) != PS_OK)
-        return status;
-    if (model->arch->check && (status = model->arch->check(&model->hp, model->gguf, err)) != PS_OK)
         return status;
     return vocab_new(&model->vocab, model->gguf, err);
 }
@@ -102,6 +99,7 @@ void ps_model_free(struct ps_model *model)
     thread_pool_free(model->pool);
     vocab_free(model->vocab);
     model_unbind_tensors(model);
+    hparams_deinit(&model->hp);
     shard_map_free(model->shards);
     gguf_free(model->gguf);
     working_set_deinit(&model->working_set);

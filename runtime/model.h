@@ -42,8 +42,9 @@ struct ps_model {
     struct vocab *vocab;
     struct weight global[GT_COUNT];
     struct tensor_group global_group;
-    struct layer *layers; /* [hp.n_layers] */
-    uint32_t act_mask;    /* bit per enum act_type that some weight of the model wants */
+    struct layer *layers;  /* [hp.n_layers] */
+    uint64_t widest_input; /* values in a row that some trunk matrix multiplies, FFN hidden rows aside */
+    uint32_t act_mask;     /* bit per enum act_type that some weight of the model wants */
     uint32_t n_moe_layers;
     struct ps_model_info info;
     char *name;

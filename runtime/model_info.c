@@ -84,9 +84,33 @@ static void fill_shards(const struct ps_model *model, struct ps_model_info *info
     }
 }
 
+/* The layer whose heads stand for the model's. */
+static const struct layer_hparams *widest_attention(const struct hparams *hp)
+{
+    const struct layer_hparams *widest = &hp->layer[0];
+    for (uint32_t il = 1; il < hp->n_layers; il++) {
+        const struct layer_hparams *l = &hp->layer[il];
+        if (dim_q(hp, l) * (l->n_kv_head > 0) > dim_q(hp, widest) * (widest->n_kv_head > 0))
+            widest = l;
+    }
+    return widest;
+}
+
+/* Of the layers without experts; 0: there are none. */
+static uint32_t dense_width(const struct ps_model *model)
+{
+    uint32_t width = 0;
+    for (uint32_t il = 0; il < model->hp.n_layers; il++) {
+        if (!model->layers[il].moe && model->hp.layer[il].n_ff > width)
+            width = model->hp.layer[il].n_ff;
+    }
+    return width;
+}
+
 void model_fill_info(struct ps_model *model)
 {
     const struct hparams *hp = &model->hp;
+    const struct layer_hparams *widest = widest_attention(hp);
     struct ps_model_info *info = &model->info;
     struct gguf_string name = {.data = "", .length = 0};
     gguf_get_string(model->gguf, "general.name", &name);
@@ -99,10 +123,10 @@ void model_fill_info(struct ps_model *model)
         .n_embd = hp->n_embd,
         .n_vocab = hp->n_vocab,
         .n_ctx_train = hp->n_ctx_train,
-        .n_head = hp->n_head,
-        .n_kv_head = hp->n_kv_head,
-        .head_dim = hp->head_dim_k,
-        .n_ff = model->n_moe_layers < hp->n_layers ? hp->n_ff : 0,
+        .n_head = widest->n_head,
+        .n_kv_head = widest->n_kv_head,
+        .head_dim = widest->head_dim_k,
+        .n_ff = dense_width(model),
         .n_expert = hp->n_expert,
         .n_expert_used = hp->n_expert_used,
         .n_ff_expert = hp->n_ff_expert,
@@ -111,8 +135,16 @@ void model_fill_info(struct ps_model *model)
         .kv_token_bytes_f32 = kv_token_bytes(hp, KV_F32),
         .kv_token_bytes_f16 = kv_token_bytes(hp, KV_F16),
         .kv_token_bytes_q8_0 = kv_token_bytes(hp, KV_Q8_0),
+        .kv_fixed_bytes_f32 = kv_fixed_bytes(hp, KV_F32),
+        .kv_fixed_bytes_f16 = kv_fixed_bytes(hp, KV_F16),
+        .kv_fixed_bytes_q8_0 = kv_fixed_bytes(hp, KV_Q8_0),
         .has_text = vocab_has_text(model->vocab),
     };
+    for (uint32_t il = 0; il < hp->n_layers; il++) {
+        info->n_recurrent_layers += hp->layer[il].recurrent;
+        info->n_windowed_layers += hp->layer[il].window > 0;
+        info->window = hp->layer[il].window > info->window ? hp->layer[il].window : info->window;
+    }
     fill_formats(model, info);
     fill_sizes(model, info);
     fill_shards(model, info);

@@ -5,37 +5,6 @@
 
 #include "runtime/model.h"
 
-static uint64_t dimension_size(const struct hparams *hp, enum dimension dimension)
-{
-    switch (dimension) {
-    case DIM_ONE:
-        return 1;
-    case DIM_EMBD:
-        return hp->n_embd;
-    case DIM_VOCAB:
-        return hp->n_vocab;
-    case DIM_HEAD_K:
-        return hp->head_dim_k;
-    case DIM_Q:
-        return (uint64_t)hp->n_head * hp->head_dim_k;
-    case DIM_K:
-        return (uint64_t)hp->n_kv_head * hp->head_dim_k;
-    case DIM_V:
-        return (uint64_t)hp->n_kv_head * hp->head_dim_v;
-    case DIM_ATTN_OUT:
-        return (uint64_t)hp->n_head * hp->head_dim_v;
-    case DIM_FF:
-        return hp->n_ff;
-    case DIM_SHARED_FF:
-        return hp->n_ff_shared;
-    case DIM_EXPERTS:
-        return hp->n_expert;
-    case DIM_HALF_ROT:
-        return hp->n_rot / 2;
-    }
-    return 0;
-}
-
 static const char *type_name(uint32_t type)
 {
     const struct gguf_type_info *info = gguf_type_find(type);
@@ -52,26 +21,36 @@ static enum ps_status find_format(const char *name, uint32_t type, const struct 
                         type_name(type));
 }
 
+enum {
+    MIN_MATRIX_COLS = 32
+}; /* rows that no block format is made for: small tensors, which are used as they are */
+
 static enum ps_status make_weight(const struct ps_model *model, const struct gguf_tensor *tensor,
-                                  const struct tensor_rule *rule, struct weight *w, struct ps_error *err)
+                                  const struct tensor_rule *rule, const struct layer_hparams *l,
+                                  struct weight *w, struct ps_error *err)
 {
-    uint64_t rows = dimension_size(&model->hp, rule->rows);
-    uint64_t cols = dimension_size(&model->hp, rule->cols);
-    if (tensor->dims[0] != cols || tensor->dims[1] != rows || tensor->dims[2] != 1 || tensor->dims[3] != 1)
-        return ps_error_set(
-            err, PS_ERR_FORMAT, "%s: shape is %llu x %llu x %llu x %llu, the metadata says %llu x %llu",
-            tensor->name, (unsigned long long)tensor->dims[0], (unsigned long long)tensor->dims[1],
-            (unsigned long long)tensor->dims[2], (unsigned long long)tensor->dims[3],
-            (unsigned long long)cols, (unsigned long long)rows);
+    uint64_t rows = rule->rows(&model->hp, l);
+    uint64_t cols = rule->cols(&model->hp, l);
+    uint64_t slices = rule->slices ? rule->slices(&model->hp, l) : 1;
+    if (tensor->dims[0] != cols || tensor->dims[1] * tensor->dims[2] != rows * slices ||
+        (rule->slices && tensor->dims[1] != rows) || tensor->dims[3] != 1)
+        return ps_error_set(err, PS_ERR_FORMAT,
+                            "%s: shape is %llu x %llu x %llu x %llu, the metadata says %llu x %llu x %llu",
+                            tensor->name, (unsigned long long)tensor->dims[0],
+                            (unsigned long long)tensor->dims[1], (unsigned long long)tensor->dims[2],
+                            (unsigned long long)tensor->dims[3], (unsigned long long)cols,
+                            (unsigned long long)rows, (unsigned long long)slices);
     const struct block_format *format;
     enum ps_status status = find_format(tensor->name, tensor->type, &format, err);
     if (status != PS_OK)
         return status;
-    if (rule->rows == DIM_ONE && tensor->type != BLOCK_F32)
+    if ((rule->rows == dim_one || cols < MIN_MATRIX_COLS) && tensor->type != BLOCK_F32)
         return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: a vector in %s is not supported, only f32",
                             tensor->name, format->name);
-    *w = (struct weight){
-        .format = format, .n_rows = rows, .n_cols = cols, .row_bytes = block_row_bytes(format, cols)};
+    *w = (struct weight){.format = format,
+                         .n_rows = rows * slices,
+                         .n_cols = cols,
+                         .row_bytes = block_row_bytes(format, cols)};
     return PS_OK;
 }
 
@@ -80,37 +59,114 @@ struct binding {
     bool *claimed; /* per tensor of the directory */
 };
 
-static bool needed(enum tensor_need need, bool moe)
+/* Tensors of one layer, or the globals. */
+struct group_place {
+    const char *prefix;
+    const struct layer_hparams *l; /* of the globals: of layer 0 */
+    unsigned is;                   /* NEED_IN_* that hold for the layer */
+    struct weight *weights;
+    struct tensor_group *group;
+    uint32_t *indices; /* directory index of each tensor of the group */
+};
+
+static unsigned layer_kinds(const struct layer_hparams *l, bool moe)
 {
-    return need == NEED_ALWAYS || (need == NEED_IN_MOE && moe) || (need == NEED_IN_DENSE && !moe);
+    bool attends = !l->recurrent && l->n_kv_head > 0;
+    return (moe ? NEED_IN_MOE : 0u) | (!moe && l->n_ff > 0 ? NEED_IN_DENSE : 0u) |
+           (l->recurrent ? NEED_IN_RECURRENT : 0u) | (attends ? NEED_IN_ATTENTION : 0u) |
+           (attends && l->window > 0 ? NEED_IN_WINDOWED : 0u) |
+           (attends && l->window == 0 ? NEED_IN_FULL : 0u);
 }
 
-static enum ps_status bind_group(struct binding *binding, const struct tensor_rule *rules, uint32_t n_rules,
-                                 const char *prefix, bool moe, struct weight *weights,
-                                 struct tensor_group *group, struct ps_error *err)
+/* Whether the layer is of a kind that the rule names. */
+static bool applies(unsigned need, unsigned is)
+{
+    static const unsigned lines[] = {NEED_IN_MOE | NEED_IN_DENSE, NEED_IN_ATTENTION | NEED_IN_RECURRENT,
+                                     NEED_IN_WINDOWED | NEED_IN_FULL};
+    for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
+        if ((need & lines[i]) && !(need & is & lines[i]))
+            return false;
+    }
+    return true;
+}
+
+static enum ps_status bind_rule(struct binding *binding, struct group_place *place,
+                                const struct tensor_rule *rule, struct ps_error *err)
 {
     struct ps_model *model = binding->model;
-    uint32_t indices[sizeof(group->id) / sizeof(group->id[0])];
-    enum ps_status status;
-    for (uint32_t i = 0; i < n_rules; i++) {
-        char name[96];
-        snprintf(name, sizeof(name), "%s%s", prefix, rules[i].name);
-        const struct gguf_tensor *tensor = gguf_tensor_find(model->gguf, name);
-        if (!tensor) {
-            if (needed(rules[i].need, moe))
-                return ps_error_set(err, PS_ERR_FORMAT, "%s: tensor is missing", name);
-            continue;
-        }
-        struct weight *w = &weights[rules[i].id];
-        if ((status = make_weight(model, tensor, &rules[i], w, err)) != PS_OK)
-            return status;
-        model->act_mask |= 1u << w->format->act;
-        uint32_t index = (uint32_t)(tensor - gguf_tensor_at(model->gguf, 0));
-        binding->claimed[index] = true;
-        group->id[group->n] = rules[i].id;
-        indices[group->n++] = index;
+    struct tensor_group *group = place->group;
+    if (!applies(rule->need, place->is))
+        return PS_OK;
+    char name[96];
+    snprintf(name, sizeof(name), "%s%s", place->prefix, rule->name);
+    const struct gguf_tensor *tensor = gguf_tensor_find(model->gguf, name);
+    if (!tensor) {
+        if (!(rule->need & NEED_OPTIONAL))
+            return ps_error_set(err, PS_ERR_FORMAT, "%s: tensor is missing", name);
+        return PS_OK;
     }
-    return tensor_layout_init(&group->layout, model->gguf, indices, group->n, err);
+    struct weight *w = &place->weights[rule->id];
+    enum ps_status status = make_weight(model, tensor, rule, place->l, w, err);
+    if (status != PS_OK)
+        return status;
+    model->act_mask |= 1u << w->format->act;
+    uint32_t index = (uint32_t)(tensor - gguf_tensor_at(model->gguf, 0));
+    binding->claimed[index] = true;
+    group->id[group->n] = rule->id;
+    place->indices[group->n++] = index;
+    return PS_OK;
+}
+
+static bool has_rule(const struct tensor_rule *rules, uint32_t n_rules, uint32_t id)
+{
+    for (uint32_t i = 0; i < n_rules; i++) {
+        if (rules[i].id == id)
+            return true;
+    }
+    return false;
+}
+
+static enum ps_status bind_globals(struct binding *binding, struct ps_error *err)
+{
+    struct ps_model *model = binding->model;
+    const struct arch *arch = model->arch;
+    uint32_t indices[GT_COUNT];
+    struct group_place place = {.prefix = "",
+                                .l = &model->hp.layer[0],
+                                .weights = model->global,
+                                .group = &model->global_group,
+                                .indices = indices};
+    enum ps_status status = PS_OK;
+    for (uint32_t i = 0; status == PS_OK && i < N_GLOBAL_RULES; i++) {
+        if (!has_rule(arch->global_rules, arch->n_global_rules, GLOBAL_RULES[i].id))
+            status = bind_rule(binding, &place, &GLOBAL_RULES[i], err);
+    }
+    for (uint32_t i = 0; status == PS_OK && i < arch->n_global_rules; i++)
+        status = bind_rule(binding, &place, &arch->global_rules[i], err);
+    if (status != PS_OK)
+        return status;
+    return tensor_layout_init(&model->global_group.layout, model->gguf, indices, model->global_group.n, err);
+}
+
+static enum ps_status bind_layer(struct binding *binding, uint32_t il, struct ps_error *err)
+{
+    struct ps_model *model = binding->model;
+    struct layer *layer = &model->layers[il];
+    uint32_t indices[LT_COUNT];
+    char prefix[24];
+    snprintf(prefix, sizeof(prefix), "blk.%u.", il);
+    struct group_place place = {.prefix = prefix,
+                                .l = &model->hp.layer[il],
+                                .is = layer_kinds(&model->hp.layer[il], layer->moe),
+                                .weights = layer->w,
+                                .group = &layer->group,
+                                .indices = indices};
+    enum ps_status status = PS_OK;
+    for (uint32_t i = 0; status == PS_OK && i < model->arch->n_layer_rules; i++)
+        status = bind_rule(binding, &place, &model->arch->layer_rules[i], err);
+    if (status != PS_OK)
+        return status;
+    return tensor_layout_init(&layer->group.layout, model->gguf, indices, layer->group.n, err);
 }
 
 struct weight model_expert_weight(const struct ps_model *model, uint32_t layer, enum shard_part part)
@@ -150,22 +206,29 @@ static enum ps_status check_experts(struct ps_model *model, uint32_t il, struct 
     if (shards->n_experts != hp->n_expert)
         return ps_error_set(err, PS_ERR_FORMAT, "blk.%u: %u experts in the tensors, %u in the metadata", il,
                             shards->n_experts, hp->n_expert);
-    for (uint32_t part = SHARD_GATE_BIAS; part < SHARD_N_PARTS; part++) {
-        if (shards->slice[part].present)
-            return ps_error_set(err, PS_ERR_UNSUPPORTED,
-                                "blk.%u: expert biases and scales are not handled for '%s'", il,
-                                model->arch->name);
-    }
     enum ps_status status;
     if (shards->slice[SHARD_GATE_UP].present)
         status = check_slice(model, il, SHARD_GATE_UP, "ffn_gate_up_exps.weight", 2ull * hp->n_ff_expert,
                              hp->n_embd, err);
-    else if ((status = check_slice(model, il, SHARD_GATE, "ffn_gate_exps.weight", hp->n_ff_expert, hp->n_embd,
-                                   err)) == PS_OK)
+    else
         status = check_slice(model, il, SHARD_UP, "ffn_up_exps.weight", hp->n_ff_expert, hp->n_embd, err);
+    if (status == PS_OK && !shards->slice[SHARD_GATE_UP].present && !model->arch->ungated_experts)
+        status = check_slice(model, il, SHARD_GATE, "ffn_gate_exps.weight", hp->n_ff_expert, hp->n_embd, err);
+    else if (status == PS_OK && model->arch->ungated_experts &&
+             (shards->slice[SHARD_GATE].present || shards->slice[SHARD_GATE_UP].present))
+        return ps_error_set(err, PS_ERR_UNSUPPORTED,
+                            "blk.%u: '%s' has experts without a gate, these have one", il, model->arch->name);
     if (status != PS_OK)
         return status;
     return check_slice(model, il, SHARD_DOWN, "ffn_down_exps.weight", hp->n_embd, hp->n_ff_expert, err);
+}
+
+/* Layers past the last are heads for predicting further tokens; nothing here uses them. */
+static bool is_skipped(const struct ps_model *model, const char *name)
+{
+    unsigned layer;
+    return sscanf(name, "blk.%u.", &layer) == 1 && layer >= model->hp.n_layers &&
+           layer < model->hp.n_layers + model->hp.n_nextn;
 }
 
 /* Widths that older files leave out of the metadata stand in the tensors' shapes. */
@@ -188,11 +251,24 @@ static void infer_widths(struct ps_model *model)
     }
 }
 
+static void find_widest_input(struct ps_model *model)
+{
+    for (uint32_t il = 0; il < model->hp.n_layers; il++) {
+        const struct weight *w = model->layers[il].w;
+        for (uint32_t id = 0; id < LT_COUNT; id++) {
+            bool hidden = id == LT_FFN_DOWN || id == LT_SHARED_DOWN;
+            if (!hidden && w[id].format && w[id].n_rows > 1 && w[id].n_cols > model->widest_input)
+                model->widest_input = w[id].n_cols;
+        }
+    }
+}
+
 static enum ps_status check_all_claimed(const struct binding *binding, struct ps_error *err)
 {
     const struct ps_model *model = binding->model;
     for (uint32_t i = 0; i < gguf_n_tensors(model->gguf); i++) {
-        if (!binding->claimed[i] && !shard_map_owns_tensor(model->shards, i))
+        if (!binding->claimed[i] && !shard_map_owns_tensor(model->shards, i) &&
+            !is_skipped(model, gguf_tensor_at(model->gguf, i)->name))
             return ps_error_set(err, PS_ERR_UNSUPPORTED,
                                 "%s: tensor is not handled for '%s', and may change the result",
                                 gguf_tensor_at(model->gguf, i)->name, model->arch->name);
@@ -211,21 +287,18 @@ enum ps_status model_bind_tensors(struct ps_model *model, struct ps_error *err)
         ps_error_set(err, PS_ERR_NOMEM, "tensor tables: out of memory");
         goto done;
     }
-    status = bind_group(&binding, GLOBAL_RULES, N_GLOBAL_RULES, "", false, model->global,
-                        &model->global_group, err);
+    status = bind_globals(&binding, err);
     for (uint32_t il = 0; status == PS_OK && il < model->hp.n_layers; il++) {
         struct layer *layer = &model->layers[il];
-        char prefix[24];
-        snprintf(prefix, sizeof(prefix), "blk.%u.", il);
         layer->moe = shard_map_layer(model->shards, il)->n_experts > 0;
         model->n_moe_layers += layer->moe;
-        status = bind_group(&binding, model->arch->layer_rules, model->arch->n_layer_rules, prefix,
-                            layer->moe, layer->w, &layer->group, err);
+        status = bind_layer(&binding, il, err);
         if (status == PS_OK && layer->moe)
             status = check_experts(model, il, err);
     }
     if (status == PS_OK)
         status = check_all_claimed(&binding, err);
+    find_widest_input(model);
     if (status == PS_OK && !model->global[GT_OUTPUT].format)
         model->global[GT_OUTPUT] = model->global[GT_TOKEN_EMBD];
 done:

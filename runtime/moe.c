@@ -1,4 +1,4 @@
-/* Mixture-of-experts block: route every token of the chunk, then compute expert by expert as they come into memory. Each
+/* Mixture-of-experts block: route every token (route.c) of the chunk, then compute expert by expert as they come into memory. Each
  * expert is read at most once per chunk; outputs are kept per (token, rank) and summed in rank order at the end, so
  * the order in which experts arrive leaves no trace in the result. */
 #include <math.h>
@@ -6,58 +6,7 @@
 
 #include "runtime/forward_internal.h"
 #include "runtime/predictor.h"
-
-struct route_args {
-    const struct moe_options *options;
-};
-
-/* Weights of a token's experts from the router's probabilities. */
-static void weigh_token(struct forward *f, uint32_t token, void *arg)
-{
-    const struct route_args *a = arg;
-    const struct hparams *hp = &f->model->hp;
-    uint32_t k = f->model->params.top_k;
-    const float *probs = f->s.router + (size_t)token * hp->n_expert;
-    const uint32_t *ids = f->s.chosen + (size_t)token * k;
-    float *weights = f->s.weights + (size_t)token * k;
-    float sum = 0.0f;
-    for (uint32_t i = 0; i < k; i++) {
-        weights[i] = ids[i] == LOSSY_NO_EXPERT ? 0.0f : probs[ids[i]];
-        sum += weights[i];
-    }
-    /* The least normal F16: llama.cpp's guard against a division by zero. */
-    float divisor = a->options->renormalize ? fmaxf(sum, 6.103515625e-5f) : 1.0f;
-    float scale = hp->expert_weights_scale != 0.0f ? hp->expert_weights_scale : 1.0f;
-    for (uint32_t i = 0; i < k; i++)
-        weights[i] = weights[i] / divisor * scale;
-}
-
-/* Router logits of one token -> its experts and weights, best first. */
-static void route_token(struct forward *f, uint32_t token, void *arg)
-{
-    const struct hparams *hp = &f->model->hp;
-    uint32_t k = f->model->params.top_k;
-    float *probs = f->s.router + (size_t)token * hp->n_expert;
-    f->model->ops->softmax(probs, probs, hp->n_expert);
-    top_k(f->s.chosen + (size_t)token * k, k, probs, hp->n_expert);
-    weigh_token(f, token, arg);
-}
-
-static void route(struct forward *f, uint32_t layer, const struct moe_options *options, struct acts *acts)
-{
-    const struct hparams *hp = &f->model->hp;
-    const struct weight *router = &f->model->layers[layer].w[LT_ROUTER];
-    struct matmul_job job = {
-        .w = router, .n_tokens = f->n_tokens, .out = f->s.router, .out_stride = hp->n_expert};
-    job.acts = acts_for(f, acts, router, &job.act_stride);
-    run_matmuls(f, &job, 1);
-    struct route_args args = {.options = options};
-    for_each_token(f, route_token, &args);
-    if (f->on_router)
-        f->on_router(f->router_ctx, f->moe_layer, f->position, f->n_tokens, f->model->params.top_k,
-                     f->s.chosen, f->s.weights);
-    f->moe_layer++;
-}
+#include "runtime/route.h"
 
 /* Sorts the (token, rank) pairs by expert; returns the number of distinct experts. */
 static uint32_t group_by_expert(struct forward *f)
@@ -82,6 +31,7 @@ static uint32_t group_by_expert(struct forward *f)
             continue;
         uint32_t row = start[f->s.chosen[i]]++;
         f->s.pair_row[i] = row;
+        f->s.row_pair[row] = i;
         f->s.pair_token[row] = i / k;
     }
     /* The fill has moved every start to its expert's end, which is the next one's start. */
@@ -127,63 +77,106 @@ void predict_ahead(struct forward *f, int layer, enum predict_when when)
 struct moe_layer {
     struct forward *f;
     struct acts *acts;
-    struct weight gate, up, down; /* shapes; data differs by expert */
+    const struct moe_options *options;
+    uint32_t layer;
+    struct weight gate, up, down; /* shapes; data differs by expert; gate.format NULL: none */
     bool fused;                   /* gate and up rows in one part */
     const struct expert_view *views;
     struct ffn_job jobs[MAX_JOBS];
 };
 
-static void moe_layer_init(struct moe_layer *m, struct forward *f, uint32_t layer, struct acts *acts)
+static void moe_layer_init(struct moe_layer *m, struct forward *f, uint32_t layer,
+                           const struct moe_options *options, struct acts *acts)
 {
-    *m = (struct moe_layer){.f = f, .acts = acts};
+    *m = (struct moe_layer){.f = f, .acts = acts, .options = options, .layer = layer};
     m->fused = shard_map_layer(f->model->shards, layer)->slice[SHARD_GATE_UP].present;
     if (m->fused) {
         m->gate = model_expert_weight(f->model, layer, SHARD_GATE_UP);
         m->gate.n_rows /= 2;
         m->up = m->gate;
     } else {
-        m->gate = model_expert_weight(f->model, layer, SHARD_GATE);
+        if (shard_map_layer(f->model->shards, layer)->slice[SHARD_GATE].present)
+            m->gate = model_expert_weight(f->model, layer, SHARD_GATE);
         m->up = model_expert_weight(f->model, layer, SHARD_UP);
     }
     m->down = model_expert_weight(f->model, layer, SHARD_DOWN);
 }
 
-/* Copies the rows of the tokens that chose an expert side by side, in the form that w takes. */
+/* The rows of the tokens that chose an expert side by side, in the form that w takes. */
 static const void *pack_rows(struct moe_layer *m, const struct weight *w, uint32_t first, uint32_t n,
-                             size_t *stride)
+                             unsigned worker, size_t *stride)
 {
     struct forward *f = m->f;
     const uint8_t *rows = acts_for(f, m->acts, w, stride);
+    enum act_type type = model_act_type(f->model, w);
+    uint8_t *packed = f->s.packed[type];
+    if (m->options->weigh_input) {
+        float *weighed = f->s.weighed + (size_t)worker * f->model->hp.n_embd;
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t pair = f->s.row_pair[first + i];
+            const float *x = m->acts->x + f->s.pair_token[first + i] * m->acts->stride;
+            f->model->ops->scale(weighed, x, f->s.weights[pair], f->model->hp.n_embd);
+            f->model->matmul->act_quantize(type, weighed, packed + (first + i) * *stride,
+                                           f->model->hp.n_embd);
+        }
+        return packed + first * *stride;
+    }
     if (f->n_tokens == 1)
         return rows;
-    uint8_t *packed = f->s.packed[model_act_type(f->model, w)];
     for (uint32_t i = 0; i < n; i++)
         memcpy(packed + (first + i) * *stride, rows + f->s.pair_token[first + i] * *stride, *stride);
     return packed + first * *stride;
 }
 
+static const float *part_floats(const struct expert_view *view, enum shard_part part)
+{
+    return (const float *)(const void *)view->part[part];
+}
+
+/* Where the expert's weights, biases and scales lie. */
+static void bind_expert(const struct moe_layer *m, const struct expert_view *view, struct ffn_job *job)
+{
+    *job = (struct ffn_job){.gate = m->gate,
+                            .up = m->up,
+                            .down = m->down,
+                            .activation = m->options->activation,
+                            .limit = m->f->model->hp.layer[m->layer].swiglu_limit,
+                            .gate_bias = part_floats(view, SHARD_GATE_BIAS),
+                            .up_bias = part_floats(view, SHARD_UP_BIAS),
+                            .down_bias = part_floats(view, SHARD_DOWN_BIAS),
+                            .gate_scale = part_floats(view, SHARD_GATE_SCALE),
+                            .up_scale = part_floats(view, SHARD_UP_SCALE),
+                            .down_scale = part_floats(view, SHARD_DOWN_SCALE)};
+    job->down.data = view->part[SHARD_DOWN];
+    if (!m->fused) {
+        job->gate.data = view->part[SHARD_GATE];
+        job->up.data = view->part[SHARD_UP];
+        return;
+    }
+    job->gate.data = view->part[SHARD_GATE_UP];
+    job->up.data = view->part[SHARD_GATE_UP] + m->gate.n_rows * m->gate.row_bytes;
+    job->gate_scale = job->up_scale = part_floats(view, SHARD_GATE_UP_SCALE);
+    job->gate_bias = part_floats(view, SHARD_GATE_UP_BIAS);
+    job->up_bias = job->gate_bias ? job->gate_bias + m->gate.n_rows : NULL;
+}
+
 static void make_job(void *arg, uint32_t j, unsigned worker)
 {
-    (void)worker;
     struct moe_layer *m = arg;
     struct forward *f = m->f;
     const struct expert_view *view = &m->views[j];
     uint32_t first = f->s.expert_start[view->expert];
     uint32_t n = f->s.expert_start[view->expert + 1] - first;
     struct ffn_job *job = &m->jobs[j];
-    *job = (struct ffn_job){.gate = m->gate, .up = m->up, .down = m->down, .n_tokens = n};
-    if (m->fused) {
-        job->gate.data = view->part[SHARD_GATE_UP];
-        job->up.data = view->part[SHARD_GATE_UP] + m->gate.n_rows * m->gate.row_bytes;
-    } else {
-        job->gate.data = view->part[SHARD_GATE];
-        job->up.data = view->part[SHARD_UP];
+    bind_expert(m, view, job);
+    job->n_tokens = n;
+    job->up_acts = pack_rows(m, &m->up, first, n, worker, &job->up_stride);
+    if (m->gate.format) {
+        bool same_form = model_act_type(f->model, &m->up) == model_act_type(f->model, &m->gate);
+        job->gate_stride = job->up_stride;
+        job->gate_acts =
+            same_form ? job->up_acts : pack_rows(m, &m->gate, first, n, worker, &job->gate_stride);
     }
-    job->down.data = view->part[SHARD_DOWN];
-    job->gate_acts = pack_rows(m, &m->gate, first, n, &job->gate_stride);
-    bool same_form = model_act_type(f->model, &m->up) == model_act_type(f->model, &m->gate);
-    job->up_stride = job->gate_stride;
-    job->up_acts = same_form ? job->gate_acts : pack_rows(m, &m->up, first, n, &job->up_stride);
     job->hidden = f->s.expert_hidden + first * ffn_hidden_stride(f, &m->down);
     job->out = f->s.expert_out + (size_t)first * f->model->hp.n_embd;
 }
@@ -193,7 +186,8 @@ static void compute_views(struct moe_layer *m, const struct expert_view *views, 
     size_t stride;
     m->views = views;
     /* Rounded before the parallel region: acts_for is not for concurrent first use. */
-    acts_for(m->f, m->acts, &m->gate, &stride);
+    if (m->gate.format)
+        acts_for(m->f, m->acts, &m->gate, &stride);
     acts_for(m->f, m->acts, &m->up, &stride);
     if (m->f->n_tokens == 1) { /* nothing is copied: less than it takes to share the work */
         for (uint32_t j = 0; j < n; j++)
@@ -205,54 +199,66 @@ static void compute_views(struct moe_layer *m, const struct expert_view *views, 
 }
 
 /* The shared expert and its gate, while the first reads are under way. */
-static void compute_shared(struct forward *f, uint32_t layer, struct acts *acts)
+static void compute_shared(struct forward *f, uint32_t layer, const struct moe_options *options,
+                           struct acts *acts)
 {
     const struct weight *w = f->model->layers[layer].w;
-    run_chunk_ffn(f, acts, &w[LT_SHARED_GATE], &w[LT_SHARED_UP], &w[LT_SHARED_DOWN], f->s.branch);
+    struct ffn_job shared = {.gate = w[LT_SHARED_GATE],
+                             .up = w[LT_SHARED_UP],
+                             .down = w[LT_SHARED_DOWN],
+                             .activation = options->activation,
+                             .limit = f->model->hp.layer[layer].shared_swiglu_limit};
+    run_chunk_ffn(f, acts, shared, f->s.branch);
     if (!w[LT_SHARED_ROUTER].format)
         return;
-    struct matmul_job job = {
-        .w = &w[LT_SHARED_ROUTER], .n_tokens = f->n_tokens, .out = f->s.shared_gate, .out_stride = 1};
-    job.acts = acts_for(f, acts, job.w, &job.act_stride);
+    struct matmul_job job = chunk_job(f, acts, &w[LT_SHARED_ROUTER], NULL, f->s.shared_gate);
     run_matmuls(f, &job, 1);
 }
 
+struct sum_args {
+    const struct layer *layer;
+    const struct moe_options *options;
+};
+
+/* The sum of a token's experts goes to options->out, or into normed: its input is not needed any more. */
 static void sum_token(struct forward *f, uint32_t token, void *arg)
 {
-    const struct layer *layer = arg;
+    const struct sum_args *a = arg;
+    const struct weight *w = a->layer->w;
     const struct vector_ops *ops = f->model->ops;
     uint32_t k = f->model->params.top_k;
     size_t n = f->model->hp.n_embd;
     const uint32_t *ids = f->s.chosen + (size_t)token * k;
     const uint32_t *rows = f->s.pair_row + (size_t)token * k;
     const float *weights = f->s.weights + (size_t)token * k;
-    float *sum = f->s.normed + token * n; /* its input is not needed any more */
-    ops->scale(sum, f->s.expert_out + rows[0] * n, weights[0], n);
+    float *sum = (a->options->out ? a->options->out : f->s.normed) + token * n;
+    bool weighed = a->options->weigh_input;
+    ops->scale(sum, f->s.expert_out + rows[0] * n, weighed ? 1.0f : weights[0], n);
     for (uint32_t i = 1; i < k; i++) {
         if (ids[i] != LOSSY_NO_EXPERT)
-            ops->axpy(sum, f->s.expert_out + rows[i] * n, weights[i], n);
+            ops->axpy(sum, f->s.expert_out + rows[i] * n, weighed ? 1.0f : weights[i], n);
     }
-    if (layer->w[LT_SHARED_UP].format) {
-        float gate =
-            layer->w[LT_SHARED_ROUTER].format ? 1.0f / (1.0f + expf(-f->s.shared_gate[token])) : 1.0f;
+    if (w[LT_SHARED_UP].format) {
+        float gate = w[LT_SHARED_ROUTER].format ? 1.0f / (1.0f + expf(-f->s.shared_gate[token])) : 1.0f;
         ops->axpy(sum, f->s.branch + token * n, gate, n);
     }
-    ops->add(f->s.x + token * n, f->s.x + token * n, sum, n);
+    if (a->options->output_scale != 0.0f)
+        ops->scale(sum, sum, a->options->output_scale, n);
 }
 
-static enum ps_status stream_experts(struct forward *f, uint32_t layer, struct acts *acts,
-                                     struct ps_error *err)
+static enum ps_status stream_experts(struct forward *f, uint32_t layer, const struct moe_options *options,
+                                     struct acts *acts, struct ps_error *err)
 {
     struct expert_cache *cache = f->model->cache;
     uint32_t n_distinct = group_by_expert(f);
     struct moe_layer m;
-    moe_layer_init(&m, f, layer, acts);
+    moe_layer_init(&m, f, layer, options, acts);
     struct expert_set set;
     expert_set_begin(cache, &set, layer, f->s.expert_ids, n_distinct, f->token_clock + f->n_tokens);
     predict_ahead(f, (int)layer, PREDICT_AT_ROUTER);
     if (f->model->layers[layer].w[LT_SHARED_UP].format) {
         step_part_done(&f->parts, PS_PART_OTHER);
-        compute_shared(f, layer, acts);
+        compute_shared(f, layer, options, acts);
         step_part_done(&f->parts, PS_PART_TRUNK);
     }
     /* Few at a time in prefill, so that slots come free for the next reads early. */
@@ -272,21 +278,29 @@ enum ps_status block_moe(struct forward *f, uint32_t layer, const struct moe_opt
                          struct ps_error *err)
 {
     const struct hparams *hp = &f->model->hp;
-    norm_chunk(f, &f->model->layers[layer].w[LT_FFN_NORM], f->s.x, f->s.normed);
-    step_part_done(&f->parts, PS_PART_NORMS);
+    const struct weight *w = f->model->layers[layer].w;
+    if (!options->input_ready) {
+        norm_chunk(f, &w[LT_FFN_NORM], &w[LT_FFN_NORM_BIAS], f->s.x, f->s.normed);
+        step_part_done(&f->parts, PS_PART_NORMS);
+    }
     struct acts acts = acts_of(f, f->s.normed, hp->n_embd, f->n_tokens, hp->n_embd);
-    route(f, layer, options, &acts);
+    struct acts apart = acts_of(f, options->router_input, hp->n_embd, f->n_tokens, hp->n_embd);
+    route(f, layer, options->router_input ? &apart : &acts);
     step_part_done(&f->parts, PS_PART_ROUTER);
     if (f->model->predictor)
         predictor_observe(f->model->predictor, f, layer);
     if (lossy_choose(f, layer))
-        for_each_token(f, weigh_token, &(struct route_args){.options = options});
-    enum ps_status status = stream_experts(f, layer, &acts, err);
+        weigh_again(f);
+    enum ps_status status = stream_experts(f, layer, options, &acts, err);
     if (status != PS_OK)
         return status;
     step_part_done(&f->parts, PS_PART_OTHER);
-    for_each_token(f, sum_token, &f->model->layers[layer]);
+    struct sum_args args = {.layer = &f->model->layers[layer], .options = options};
+    for_each_token(f, sum_token, &args);
     step_part_done(&f->parts, PS_PART_EXPERTS);
+    if (options->out)
+        return PS_OK;
+    add_branch(f, f->s.normed, &w[LT_FFN_POST_NORM]);
     predict_ahead(f, (int)layer, PREDICT_AT_END);
     return PS_OK;
 }

@@ -91,17 +91,22 @@ struct ps_model_info {
     uint32_t n_head, n_kv_head, head_dim;
     uint32_t n_ff; /* dense FFN width; 0 when there is none */
     uint32_t n_expert, n_expert_used, n_ff_expert, n_ff_shared;
-    uint64_t n_params, n_params_active;              /* weights in all / used per token */
-    uint64_t file_bytes;                             /* over all parts */
-    uint32_t n_files;                                /* */
-    uint64_t trunk_bytes;                            /* weights that every token needs */
-    uint64_t expert_bytes;                           /* all routed experts */
-    uint32_t n_shards;                               /* experts over all layers */
-    uint64_t shard_bytes_min, shard_bytes_max;       /* one expert */
-    uint64_t token_cycle_bytes;                      /* what one token reads with no cache */
-    uint64_t kv_token_bytes_f32, kv_token_bytes_f16; /* KV cache per token */
-    uint64_t kv_token_bytes_q8_0;                    /* likewise */
-    bool has_text;                                   /* the file has a tokenizer */
+    uint64_t n_params, n_params_active;        /* weights in all / used per token */
+    uint64_t file_bytes;                       /* over all parts */
+    uint32_t n_files;                          /* */
+    uint64_t trunk_bytes;                      /* weights that every token needs */
+    uint64_t expert_bytes;                     /* all routed experts */
+    uint32_t n_shards;                         /* experts over all layers */
+    uint64_t shard_bytes_min, shard_bytes_max; /* one expert */
+    uint64_t token_cycle_bytes;                /* what one token reads with no cache */
+    uint64_t kv_token_bytes_f32,
+        kv_token_bytes_f16;       /* KV cache per token, of layers that see all of the past */
+    uint64_t kv_token_bytes_q8_0; /* likewise */
+    uint64_t kv_fixed_bytes_f32, kv_fixed_bytes_f16; /* sliding windows when full, and recurrent states */
+    uint64_t kv_fixed_bytes_q8_0;                    /* likewise */
+    uint32_t n_windowed_layers, n_recurrent_layers;
+    uint32_t window; /* tokens that a windowed layer sees */
+    bool has_text;   /* the file has a tokenizer */
 };
 
 /* How a budget is divided. Bytes. */
@@ -185,7 +190,9 @@ void ps_session_free(struct ps_session *session);
 enum ps_status ps_session_feed(struct ps_session *session, const int32_t *tokens, size_t n_tokens,
                                struct ps_error *err);
 uint32_t ps_session_position(const struct ps_session *session);
-void ps_session_truncate(struct ps_session *session, uint32_t n_tokens); /* forgets tokens from the end */
+/* Forgets tokens from the end until n_tokens are left, or all of them where the model's state can not go back: recurrent
+ * layers keep no history, sliding windows a short one. Returns how many are left; the caller feeds the rest again. */
+uint32_t ps_session_truncate(struct ps_session *session, uint32_t n_tokens);
 /* Logits of n tokens of the last chunk fed, the newest being back = 0: out[i] is for back + n - 1 - i, so rows
  * come in order of position. out[n][n_vocab]. PS_ERR_ARGUMENT when the last chunk held fewer than back + n. */
 enum ps_status ps_session_logits(struct ps_session *session, uint32_t back, uint32_t n, float *out,

@@ -67,7 +67,7 @@ enum ps_status plan_resolve_params(const struct ps_model *model, const struct ps
     return PS_OK;
 }
 
-/* What does not depend on how the rest is divided, for one chunk size. plan->process, io and kv are set. */
+/* What does not depend on how the rest is divided, for one chunk size. plan->process and io are set. */
 static uint64_t fixed_bytes(const struct ps_model *model, const struct ps_model_params *r, uint32_t chunk,
                             struct ps_plan *plan)
 {
@@ -75,6 +75,7 @@ static uint64_t fixed_bytes(const struct ps_model *model, const struct ps_model_
     /* The caller's logits and the sampler's candidates: a few rows of the vocabulary. */
     enum { VOCAB_ROWS = 4 };
     plan->chunk = chunk;
+    plan->kv = kv_cache_bytes(&model->hp, (enum kv_type)r->kv, r->ctx, chunk);
     plan->activations = scratch_layout(&scratch, NULL, model, r, chunk, r->threads) +
                         (uint64_t)VOCAB_ROWS * model->hp.n_vocab * sizeof(float);
     return plan->process + plan->activations + plan->io + plan->kv;
@@ -157,7 +158,6 @@ enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_p
     struct expert_cache_size smallest;
     expert_cache_min_size(model->shards, policy, PLAN_MIN_SLOTS, &smallest);
     *plan = (struct ps_plan){.budget = r->ram, .ctx = r->ctx, .n_shards = shard_map_n_shards(model->shards)};
-    plan->kv = kv_cache_bytes(&model->hp, (enum kv_type)r->kv, r->ctx);
     plan->process =
         machine_rss_bytes() + PROCESS_GROWTH + (uint64_t)(r->threads + reader_threads(r)) * THREAD_STACK;
     plan->io = READER_BYTES;

@@ -1,6 +1,5 @@
 #include "runtime/predictor.h"
 
-#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +7,7 @@
 #include "runtime/clock.h"
 #include "runtime/forward_internal.h"
 #include "runtime/predictor_correction.h"
+#include "runtime/route.h"
 
 enum {
     RANKS = PS_PREDICTION_RANKS,
@@ -43,7 +43,9 @@ struct calibration {
 
 struct router_copy {
     struct weight router; /* data: the copy */
-    float *norm;          /* [n_embd] */
+    float *norm;          /* [n_embd] weights, [n_embd] biases */
+    float *select_bias;   /* [n_expert] */
+    bool has_norm_bias, has_select_bias;
     bool known;
     struct correction correction[DISTANCES];
     struct calibration calibration;
@@ -57,8 +59,10 @@ struct pending {
     uint32_t n;
     uint32_t *experts;    /* [n_expert] */
     float *probabilities; /* [n_expert] */
-    float *logits;        /* [n_expert] of the last token, from the stale residual, less their mean */
-    float *estimate;      /* [n_expert] corrected */
+    float *
+        logits; /* [n_expert] of the last token, from the stale residual, less their mean: logits, or what else
+                             experts are ranked by (route_preference) */
+    float *estimate; /* [n_expert] corrected */
     struct ranked {
         uint8_t rank, class;
         enum expert_presence presence;
@@ -118,10 +122,12 @@ static void lay_out_copy(struct router_copy *copy, uint8_t *base, uint64_t *used
     const struct block_format *format = copy_format(model);
     size_t row_bytes = block_row_bytes(format, hp->n_embd);
     void *data = carve(base, used, hp->n_expert * row_bytes);
-    float *norm = carve(base, used, hp->n_embd * sizeof(*norm));
+    float *norm = carve(base, used, 2ull * hp->n_embd * sizeof(*norm));
+    float *select_bias = carve(base, used, hp->n_expert * sizeof(*select_bias));
     if (base) {
         copy->router = (struct weight){format, data, hp->n_expert, hp->n_embd, row_bytes};
         copy->norm = norm;
+        copy->select_bias = select_bias;
     }
     for (uint32_t d = 0; d < DISTANCES; d++) {
         bool map = with_map(model, d);
@@ -164,7 +170,8 @@ static uint64_t lay_out(struct predictor *p, uint8_t *base, const struct ps_mode
 
 uint64_t predictor_memory(const struct ps_model *model)
 {
-    return count_moe(model) > 0 ? lay_out(NULL, NULL, model) : 0;
+    /* Routers of hyper-connection models do not read the residual stream itself. */
+    return count_moe(model) > 0 && model->hp.n_streams == 1 ? lay_out(NULL, NULL, model) : 0;
 }
 
 static void forget_pending(struct predictor *p)
@@ -214,6 +221,11 @@ static void quantize_q8_0(const struct vector_ops *ops, const float *x, uint8_t 
     }
 }
 
+static const float *select_bias_of(const struct router_copy *copy)
+{
+    return copy->has_select_bias ? copy->select_bias : NULL;
+}
+
 static void copy_router(struct predictor *p, struct router_copy *copy, const struct layer *layer)
 {
     const struct weight *router = &layer->w[LT_ROUTER];
@@ -226,7 +238,17 @@ static void copy_router(struct predictor *p, struct router_copy *copy, const str
         else
             memcpy(row, p->row, width * sizeof(float));
     }
-    memcpy(copy->norm, layer->w[LT_FFN_NORM].data, width * sizeof(float));
+    const struct weight *norm =
+        &layer->w[p->model->arch->router_norm ? p->model->arch->router_norm : LT_FFN_NORM];
+    const struct weight *norm_bias = &layer->w[LT_FFN_NORM_BIAS];
+    const struct weight *select_bias = &layer->w[LT_SELECT_BIAS];
+    memcpy(copy->norm, norm->data, width * sizeof(float));
+    copy->has_norm_bias = norm_bias->format;
+    if (copy->has_norm_bias)
+        memcpy(copy->norm + width, norm_bias->data, width * sizeof(float));
+    copy->has_select_bias = select_bias->format;
+    if (copy->has_select_bias)
+        memcpy(copy->select_bias, select_bias->data, p->model->hp.n_expert * sizeof(float));
     copy->known = true;
 }
 
@@ -297,7 +319,7 @@ static uint32_t router_logits(struct predictor *p, struct forward *f, const stru
     size_t stride = act_row_bytes(type, width);
     for (uint32_t i = 0; i < n; i++) {
         const float *x = f->s.x + (uint64_t)sampled_token(i, n, f->n_tokens) * width;
-        model->ops->rms_norm(p->row, x, copy->norm, width, model->hp.norm_eps);
+        norm_row(model, copy->norm, copy->has_norm_bias ? copy->norm + width : NULL, x, p->row);
         model->matmul->act_quantize(type, p->row, p->acts + i * stride, width);
     }
     if (n == 1) { /* a few microseconds: less than it takes to share the work */
@@ -322,6 +344,7 @@ static uint32_t rank_token(struct predictor *p, uint32_t d, struct pending *list
     uint32_t n_expert = p->model->hp.n_expert;
     const struct correction *correction = &p->copies[list->target].correction[d];
     memcpy(list->logits, p->logits + (size_t)i * n_expert, n_expert * sizeof(*list->logits));
+    route_preference(p->model, select_bias_of(&p->copies[list->target]), list->logits);
     correction_centre(list->logits, n_expert);
     correction_apply(correction, p->model->ops, list->logits, list->estimate);
     return rank_experts(p, correction, list->estimate, ids, classes);
@@ -430,13 +453,12 @@ static void score(struct predictor *p, uint32_t target, uint32_t d, const struct
     p->stats.n_ranks = list->n > p->stats.n_ranks ? list->n : p->stats.n_ranks;
 }
 
-/* The logits that the router gave to the chunk's last token: the logarithms of its probabilities, up to their mean. */
-static float *true_logits(struct predictor *p, const struct forward *f)
+/* What the chunk's last token was routed by, up to its mean. */
+static float *true_logits(struct predictor *p, const struct forward *f, const struct router_copy *copy)
 {
     uint32_t n = p->model->hp.n_expert;
-    const float *probabilities = f->s.router + (size_t)(f->n_tokens - 1) * n;
-    for (uint32_t e = 0; e < n; e++)
-        p->per_expert[e] = logf(fmaxf(probabilities[e], FLT_MIN));
+    const float *scores = f->s.router + (size_t)(f->n_tokens - 1) * n;
+    route_preference_of_scores(p->model, select_bias_of(copy), scores, p->per_expert);
     correction_centre(p->per_expert, n);
     return p->per_expert;
 }
@@ -460,7 +482,7 @@ void predictor_observe(struct predictor *p, struct forward *f, uint32_t layer)
         const struct correction *correction = &p->copies[m].correction[d];
         if (correction->n_learnt >= LEARN_ALL && (f->token_clock + m) % LEARN_EVERY != 0)
             continue;
-        truth = truth ? truth : true_logits(p, f);
+        truth = truth ? truth : true_logits(p, f, &p->copies[m]);
         correction_learn(&p->copies[m].correction[d], p->model->ops, list->logits, list->estimate, truth);
     }
     p->seconds += clock_seconds() - start;

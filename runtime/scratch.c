@@ -43,31 +43,54 @@ static uint64_t rounded_row(enum act_type type, uint64_t n)
     return act_row_bytes(type, (n + block - 1) / block * block);
 }
 
-static void take_attention(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T,
+/* Tiles and partial results of attention: the most that any layer's shape asks for. */
+static void take_attention_work(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T,
+                                uint32_t threads, uint32_t ctx)
+{
+    size_t floats = 0;
+    size_t partials = 0;
+    for (uint32_t il = 0; il < hp->n_layers; il++) {
+        const struct layer_hparams *l = &hp->layer[il];
+        if (l->recurrent || l->n_kv_head == 0)
+            continue;
+        struct attention_args args = {.n_tokens = (uint32_t)T,
+                                      .n_head = l->n_head,
+                                      .n_kv_head = l->n_kv_head,
+                                      .head_dim_k = l->head_dim_k,
+                                      .head_dim_v = l->head_dim_v};
+        floats = max_u64(floats, attention_scratch_floats(&args));
+        partials = max_u64(partials, attention_partial_floats(&args, ctx));
+    }
+    s->attention_floats = floats;
+    s->attention = take_floats(bump, threads * floats);
+    s->attention_partials = take_floats(bump, partials);
+}
+
+static void take_attention(struct scratch *s, struct bump *bump, const struct ps_model *model, uint64_t T,
                            uint32_t threads, uint32_t ctx)
 {
-    s->q = take_floats(bump, T * hp->n_head * hp->head_dim_k);
-    s->k = take_floats(bump, T * hp->n_kv_head * hp->head_dim_k);
-    s->v = take_floats(bump, T * hp->n_kv_head * hp->head_dim_v);
-    s->attended = take_floats(bump, T * hp->n_head * hp->head_dim_v);
-    s->rope_cos = take_floats(bump, T * hp->n_rot / 2);
-    s->rope_sin = take_floats(bump, T * hp->n_rot / 2);
+    const struct hparams *hp = &model->hp;
+    s->q = take_floats(bump, T * hparams_most(hp, dim_q));
+    s->k = take_floats(bump, T * hparams_most(hp, dim_k));
+    s->v = take_floats(bump, T * hparams_most(hp, dim_v));
+    s->attended = take_floats(bump, T * hparams_most(hp, dim_attn_out));
+    s->gate = model->arch->gates_attention ? take_floats(bump, T * hparams_most(hp, dim_attn_out)) : NULL;
+    s->mixer = take_floats(bump, T * hp->mixer_floats);
+    for (uint32_t i = 0; i < hp->n_ropes; i++) {
+        s->rope_cos[i] = take_floats(bump, T * hp->rope[i].n_rot / 2);
+        s->rope_sin[i] = take_floats(bump, T * hp->rope[i].n_rot / 2);
+    }
     s->positions = take(bump, T * sizeof(*s->positions));
-    struct attention_args args = {.n_tokens = (uint32_t)T,
-                                  .n_head = hp->n_head,
-                                  .n_kv_head = hp->n_kv_head,
-                                  .head_dim_k = hp->head_dim_k,
-                                  .head_dim_v = hp->head_dim_v};
-    s->attention_floats = attention_scratch_floats(&args);
-    s->attention = take_floats(bump, (uint64_t)threads * s->attention_floats);
-    s->attention_partials = take_floats(bump, attention_partial_floats(&args, ctx));
+    s->rows = take(bump, T * sizeof(*s->rows));
+    take_attention_work(s, bump, hp, T, threads, ctx);
 }
 
 static void take_experts(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T,
-                         uint32_t top_k, uint32_t types, bool packs_f32)
+                         uint32_t top_k, uint32_t threads, uint32_t types, bool packs_f32)
 {
     uint64_t P = T * top_k;
     s->router = take_floats(bump, T * hp->n_expert);
+    s->preference = take_floats(bump, T * hp->n_expert);
     s->chosen = take(bump, P * sizeof(*s->chosen));
     s->weights = take_floats(bump, P);
     s->shared_gate = take_floats(bump, T);
@@ -75,10 +98,12 @@ static void take_experts(struct scratch *s, struct bump *bump, const struct hpar
     s->expert_ids = take(bump, hp->n_expert * sizeof(*s->expert_ids));
     s->pair_token = take(bump, P * sizeof(*s->pair_token));
     s->pair_row = take(bump, P * sizeof(*s->pair_row));
+    s->row_pair = take(bump, P * sizeof(*s->row_pair));
     s->lossy_flags = take(bump, hp->n_expert);
+    s->weighed = take_floats(bump, (uint64_t)threads * hp->n_embd);
     for (int type = 0; type < ACT_N_TYPES; type++) {
         bool used = type == ACT_F32 ? packs_f32 : (types >> type & 1) != 0;
-        s->packed[type] = used && T > 1 ? take(bump, P * rounded_row((enum act_type)type, hp->n_embd)) : NULL;
+        s->packed[type] = used ? take(bump, P * rounded_row((enum act_type)type, hp->n_embd)) : NULL;
     }
     s->expert_hidden = take(bump, P * widest_row(hp->n_ff_expert));
     s->expert_out = take_floats(bump, P * hp->n_embd);
@@ -92,22 +117,22 @@ uint64_t scratch_layout(struct scratch *s, uint8_t *base, const struct ps_model 
     uint64_t T = chunk;
     uint32_t types = rounded_types(model, params);
     *s = (struct scratch){0};
-    s->x = take_floats(&bump, T * hp->n_embd);
+    s->x = take_floats(&bump, T * hp->n_streams * hp->n_embd);
     s->normed = take_floats(&bump, T * hp->n_embd);
     s->branch = take_floats(&bump, T * hp->n_embd);
     s->hidden = take_floats(&bump, T * hp->n_embd);
-    take_attention(s, &bump, hp, T, threads, params->ctx);
-    uint64_t widest = max_u64(hp->n_embd, (uint64_t)hp->n_head * hp->head_dim_v);
+    take_attention(s, &bump, model, T, threads, params->ctx);
+    uint64_t widest = max_u64(hp->n_embd, model->widest_input);
     for (int type = 0; type < ACT_N_TYPES; type++)
         s->rounded[type] =
             types >> type & 1 ? take(&bump, T * rounded_row((enum act_type)type, widest)) : NULL;
-    s->ff_hidden = take(&bump, T * widest_row(max_u64(hp->n_ff, hp->n_ff_shared)));
+    s->ff_hidden = take(&bump, T * widest_row(max_u64(hparams_most(hp, dim_ff), hp->n_ff_shared)));
     uint64_t tile_tokens = T < FFN_TILE_TOKENS ? T : FFN_TILE_TOKENS;
     s->tile_floats = 2 * tile_tokens * FFN_TILE_ROWS;
     s->tiles = take_floats(&bump, (uint64_t)threads * s->tile_floats);
     if (hp->n_expert > 0) {
         bool packs_f32 = params->activations == PS_ACTIVATIONS_F32 || (model->act_mask >> ACT_F32 & 1);
-        take_experts(s, &bump, hp, T, params->top_k, types, packs_f32);
+        take_experts(s, &bump, hp, T, params->top_k, threads, types, packs_f32);
     }
     return bump.used;
 }

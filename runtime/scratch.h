@@ -23,16 +23,21 @@ struct acts {
     bool ready[ACT_N_TYPES];
 };
 
-/* Sizes: T = chunk, E = n_embd, K = experts per token, P = T * K pairs of token and expert. */
+/* Sizes: T = chunk, E = n_embd, K = experts per token, P = T * K pairs of token and expert. Per-layer widths: the
+ * largest. */
 struct scratch {
-    float *x;                      /* [T][E] residual stream */
-    float *normed;                 /* [T][E] */
-    float *branch;                 /* [T][E] output of a block before it is added */
-    float *hidden;                 /* [T][E] after the last norm: what logits are made of */
-    float *q, *k, *v;              /* [T][heads * head_dim] */
-    float *attended;               /* [T][n_head * head_dim_v] */
-    float *rope_cos, *rope_sin;    /* [T][n_rot/2] */
+    float *x;         /* [T][n_streams * E] residual stream */
+    float *normed;    /* [T][E] */
+    float *branch;    /* [T][E] output of a block before it is added */
+    float *hidden;    /* [T][E] after the last norm: what logits are made of */
+    float *q, *k, *v; /* [T][heads * head_dim] */
+    float *attended;  /* [T][n_head * head_dim_v] */
+    float *gate;      /* [T][n_head * head_dim_v] of the attention's output; NULL: the family has none */
+    float *mixer;     /* [T][hp.mixer_floats] for the family's own blocks */
+    float *rope_cos[MAX_ROPES];    /* [T][n_rot/2] */
+    float *rope_sin[MAX_ROPES];    /* [T][n_rot/2] */
     int32_t *positions;            /* [T] */
+    int32_t *rows;                 /* [T] rows of the positions in a layer's cache */
     uint8_t *rounded[ACT_N_TYPES]; /* [T] rows of the widest input */
     uint8_t *ff_hidden;            /* [T] rows of activations: dense and shared FFN */
     float *tiles;                  /* per thread: [2][FFN_TILE_TOKENS][FFN_TILE_ROWS] */
@@ -41,16 +46,20 @@ struct scratch {
     size_t attention_floats;       /* per thread */
     float *attention_partials;     /* of the segments of a long context */
 
-    float *router;                /* [T][n_expert] probabilities */
-    uint32_t *chosen;             /* [T][K] expert ids in rank order; LOSSY_NO_EXPERT: left out */
-    float *weights;               /* [T][K] */
-    float *shared_gate;           /* [T] */
-    uint32_t *expert_start;       /* [n_expert + 1] first pair of each expert */
-    uint32_t *expert_ids;         /* [n_expert] chosen by some token, ascending */
-    uint32_t *pair_token;         /* [P] in expert order */
-    uint32_t *pair_row;           /* [T][K] row of a pair in expert order */
-    uint8_t *lossy_flags;         /* [n_expert] enum lossy_flag */
-    uint8_t *packed[ACT_N_TYPES]; /* [P] rows of width E, in expert order; unused for T = 1 */
+    float
+        *router; /* [T][n_expert] scores, after route(): probabilities or the like, without selection bias */
+    float *preference;      /* [T][n_expert] by which experts are chosen, where that differs from scores */
+    uint32_t *chosen;       /* [T][K] expert ids in rank order; LOSSY_NO_EXPERT: left out */
+    float *weights;         /* [T][K] */
+    float *shared_gate;     /* [T] */
+    uint32_t *expert_start; /* [n_expert + 1] first pair of each expert */
+    uint32_t *expert_ids;   /* [n_expert] chosen by some token, ascending */
+    uint32_t *pair_token;   /* [P] in expert order */
+    uint32_t *pair_row;     /* [T][K] row of a pair in expert order */
+    uint32_t *row_pair;     /* [P] the other way round */
+    float *weighed;         /* per thread: [E] input of an expert, times its weight */
+    uint8_t *lossy_flags;   /* [n_expert] enum lossy_flag */
+    uint8_t *packed[ACT_N_TYPES]; /* [P] rows of width E, in expert order */
     uint8_t *expert_hidden;       /* [P] rows of activations of width n_ff_expert */
     float *expert_out;            /* [P][E] in expert order */
 };

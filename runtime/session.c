@@ -60,7 +60,7 @@ enum ps_status ps_session_new(struct ps_session **out, struct ps_model *model, s
         scratch_layout(&f->s, NULL, model, &model->params, plan->chunk, model->params.threads);
     session->scratch = mapping_new(session->scratch_bytes);
     if (!session->scratch ||
-        kv_cache_init(&session->kv, &model->hp, (enum kv_type)model->params.kv, plan->ctx) < 0) {
+        kv_cache_init(&session->kv, &model->hp, (enum kv_type)model->params.kv, plan->ctx, plan->chunk) < 0) {
         uint64_t bytes = session->scratch_bytes + plan->kv;
         mapping_free(session->scratch, session->scratch_bytes);
         free(session);
@@ -127,12 +127,11 @@ uint32_t ps_session_position(const struct ps_session *session)
     return session->kv.n_used;
 }
 
-void ps_session_truncate(struct ps_session *session, uint32_t n_tokens)
+uint32_t ps_session_truncate(struct ps_session *session, uint32_t n_tokens)
 {
-    if (n_tokens < session->kv.n_used) {
-        session->kv.n_used = n_tokens;
+    if (n_tokens < session->kv.n_used)
         session->n_last = 0;
-    }
+    return kv_cache_truncate(&session->kv, n_tokens);
 }
 
 enum ps_status ps_session_logits(struct ps_session *session, uint32_t back, uint32_t n, float *out,

@@ -113,6 +113,12 @@ static int print_json(const struct ps_model_info *info, const struct plans *plan
         {"kv_bytes_per_token_f32", info->kv_token_bytes_f32},
         {"kv_bytes_per_token_f16", info->kv_token_bytes_f16},
         {"kv_bytes_per_token_q8_0", info->kv_token_bytes_q8_0},
+        {"kv_fixed_bytes_f32", info->kv_fixed_bytes_f32},
+        {"kv_fixed_bytes_f16", info->kv_fixed_bytes_f16},
+        {"kv_fixed_bytes_q8_0", info->kv_fixed_bytes_q8_0},
+        {"windowed_layers", info->n_windowed_layers},
+        {"window", info->window},
+        {"recurrent_layers", info->n_recurrent_layers},
         {"minimum_budget_bytes", plans->minimum},
     };
     for (size_t i = 0; root && i < sizeof(counts) / sizeof(counts[0]); i++)
@@ -156,6 +162,14 @@ static void print_info(const struct ps_model_info *i)
     cli_printf("KV cache     %s per token in f32, %s in f16, %s in q8_0\n",
                size_format(i->kv_token_bytes_f32, a), size_format(i->kv_token_bytes_f16, b),
                size_format(i->kv_token_bytes_q8_0, c));
+    if (i->n_windowed_layers > 0)
+        cli_printf("windows      %u layers see the last %u tokens\n", i->n_windowed_layers, i->window);
+    if (i->n_recurrent_layers > 0)
+        cli_printf("recurrent    %u layers keep a state\n", i->n_recurrent_layers);
+    if (i->kv_fixed_bytes_f16 > 0)
+        cli_printf("fixed state  %s in f32, %s in f16, %s in q8_0, beside what grows with each token\n",
+                   size_format(i->kv_fixed_bytes_f32, a), size_format(i->kv_fixed_bytes_f16, b),
+                   size_format(i->kv_fixed_bytes_q8_0, c));
     cli_printf("tokenizer    %s\n", i->has_text ? "yes" : "none: token ids only");
 }
 
