@@ -35,6 +35,7 @@ enum global_tensor {
 /* Trunk tensors of one layer; routed experts are in the shard map. An id says what the tensor does in the graph; under which
  * name it is stored is the family's affair. */
 enum layer_tensor {
+    LT_NONE,
     LT_ATTN_NORM,
     LT_ATTN_NORM_BIAS,
     LT_Q,
@@ -191,7 +192,7 @@ struct arch {
     bool renormalize;
     bool ungated_experts;          /* up and down only */
     bool gates_attention;          /* block_attention needs scratch.gate */
-    enum layer_tensor router_norm; /* the norm before the router, for prediction; 0: LT_FFN_NORM */
+    enum layer_tensor router_norm; /* the norm before the router, for prediction; LT_NONE: LT_FFN_NORM */
     /* Reads and checks what only this family has; the common part is in *hp. May be NULL. */
     enum ps_status (*hparams)(struct hparams *hp, const struct gguf *gguf, struct ps_error *err);
     enum ps_status (*layer)(struct forward *f, uint32_t layer, struct ps_error *err);
@@ -206,6 +207,25 @@ const struct arch *arch_at(uint32_t index);            /* NULL past the end */
 extern const struct tensor_rule GLOBAL_RULES[];
 extern const uint32_t N_GLOBAL_RULES;
 
-extern const struct arch ARCH_LLAMA, ARCH_OLMOE, ARCH_QWEN2MOE, ARCH_QWEN3MOE;
+extern const struct arch ARCH_AFMOE;
+extern const struct arch ARCH_BAILINGMOE2;
+extern const struct arch ARCH_COHERE2MOE;
+extern const struct arch ARCH_DOTS1;
+extern const struct arch ARCH_ERNIE4_5_MOE;
+extern const struct arch ARCH_EXAONE_MOE;
+extern const struct arch ARCH_GEMMA4;
+extern const struct arch ARCH_GLM4MOE;
+extern const struct arch ARCH_GPT_OSS;
+extern const struct arch ARCH_GRANITEMOE;
+extern const struct arch ARCH_HUNYUAN_MOE;
+extern const struct arch ARCH_LLAMA;
+extern const struct arch ARCH_LLAMA4;
+extern const struct arch ARCH_MIMO2;
+extern const struct arch ARCH_MINIMAX_M2;
+extern const struct arch ARCH_OLMOE;
+extern const struct arch ARCH_PHIMOE;
+extern const struct arch ARCH_QWEN2MOE;
+extern const struct arch ARCH_QWEN3MOE;
+extern const struct arch ARCH_STEP35;
 
 #endif

@@ -8,9 +8,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "runtime/hparams.h"
 #include "storage/status.h"
 
 struct forward;
+
+const struct hparams *hparams_of(const struct forward *f);
 
 enum rope_pairs {
     ROPE_NONE,
@@ -44,6 +47,7 @@ enum ffn_activation {
 struct ffn_options {
     enum ffn_activation activation;
     bool input_ready; /* scratch.normed holds the input; else norm(x) is made */
+    bool keep_branch; /* the output stays in scratch.branch and is not added to x */
 };
 
 /* x += down(activation(gate(norm(x)), up(norm(x)))), with norm of the branch. */

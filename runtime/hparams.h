@@ -42,7 +42,9 @@ struct layer_hparams {
     uint32_t head_dim_k, head_dim_v;
     float attention_scale; /* of q.k */
     uint32_t window;       /* cells that a token sees, its own included; 0: all of the past */
+    bool window_in_chunks; /* of a window: the token's own chunk of so many positions, not the last so many */
     uint32_t rope;         /* which of hparams.rope */
+    bool no_rope;          /* q and k are not rotated */
     bool v_in_k;           /* values are the first head_dim_v of the key: nothing else is cached */
     uint32_t index_dim;    /* one more cached row per token, for choosing cells; 0: none */
     uint64_t state_floats; /* recurrent state of a sequence, zero at its start */
@@ -91,6 +93,7 @@ struct hparams {
     uint32_t n_ff_expert, n_ff_shared;              /* 0: none */
     uint32_t n_expert_groups, n_expert_groups_used; /* 1, 1: experts are chosen among all */
     enum gating gating;
+    float router_input_scale;   /* beside the router's norm; 1: none */
     bool renormalize;           /* the chosen weights are divided by their sum */
     float expert_weights_scale; /* 0: none */
 
@@ -111,9 +114,12 @@ enum ps_status hparam_f32(const struct gguf *gguf, const char *arch, const char 
                           float *out, struct ps_error *err);
 enum ps_status hparam_bool(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                            bool *out, struct ps_error *err);
-/* A number per layer: an array of at least n_layers, or one number for all. Absent ones keep out[]. */
+/* A number per layer: an array of at least n_layers, or one number for all. Absent ones keep out[], or the field of
+ * struct layer_hparams at that offset. */
 enum ps_status hparam_layers_u32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                                  uint32_t n_layers, uint32_t *out, struct ps_error *err);
+enum ps_status hparams_layer_f32(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                                 const char *suffix, size_t field, struct ps_error *err);
 enum ps_status hparam_layers_f32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                                  uint32_t n_layers, float *out, struct ps_error *err);
 

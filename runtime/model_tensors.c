@@ -148,6 +148,19 @@ static enum ps_status bind_globals(struct binding *binding, struct ps_error *err
     return tensor_layout_init(&model->global_group.layout, model->gguf, indices, model->global_group.n, err);
 }
 
+/* q, k and v in one matrix or in three, where the family knows both. */
+static enum ps_status check_qkv(const struct layer *layer, const char *prefix, struct ps_error *err)
+{
+    const struct weight *w = layer->w;
+    bool single = w[LT_Q].format || w[LT_K].format || w[LT_V].format;
+    if (w[LT_QKV].format && single)
+        return ps_error_set(err, PS_ERR_FORMAT, "%sattn_qkv.weight: beside q, k or v on their own", prefix);
+    if (!w[LT_QKV].format && !(w[LT_Q].format && w[LT_K].format && w[LT_V].format))
+        return ps_error_set(err, PS_ERR_FORMAT, "%sattn_qkv.weight: tensor is missing, and so are q, k or v",
+                            prefix);
+    return PS_OK;
+}
+
 static enum ps_status bind_layer(struct binding *binding, uint32_t il, struct ps_error *err)
 {
     struct ps_model *model = binding->model;
@@ -164,6 +177,10 @@ static enum ps_status bind_layer(struct binding *binding, uint32_t il, struct ps
     enum ps_status status = PS_OK;
     for (uint32_t i = 0; status == PS_OK && i < model->arch->n_layer_rules; i++)
         status = bind_rule(binding, &place, &model->arch->layer_rules[i], err);
+    bool either = has_rule(model->arch->layer_rules, model->arch->n_layer_rules, LT_QKV) &&
+                  has_rule(model->arch->layer_rules, model->arch->n_layer_rules, LT_Q);
+    if (status == PS_OK && either && (place.is & NEED_IN_ATTENTION))
+        status = check_qkv(layer, prefix, err);
     if (status != PS_OK)
         return status;
     return tensor_layout_init(&layer->group.layout, model->gguf, indices, layer->group.n, err);
@@ -246,7 +263,7 @@ static void infer_widths(struct ps_model *model)
         }
         snprintf(key, sizeof(key), "blk.%u.ffn_up_shexp.weight", il);
         const struct gguf_tensor *shared = gguf_tensor_find(model->gguf, key);
-        if (hp->n_ff_shared == 0 && shared && shared->dims[1] <= UINT32_MAX)
+        if (shared && shared->dims[1] <= UINT32_MAX)
             hp->n_ff_shared = (uint32_t)shared->dims[1];
     }
 }
