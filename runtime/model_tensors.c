@@ -240,8 +240,7 @@ static enum ps_status check_experts(struct ps_model *model, uint32_t il, struct 
     return check_slice(model, il, SHARD_DOWN, "ffn_down_exps.weight", hp->n_embd, hp->n_ff_expert, err);
 }
 
-/* Layers past the last are heads for predicting further tokens; nothing here uses them. */
-static bool is_skipped(const struct ps_model *model, const char *name)
+bool model_skips_tensor(const struct ps_model *model, const char *name)
 {
     unsigned layer;
     return sscanf(name, "blk.%u.", &layer) == 1 && layer >= model->hp.n_layers &&
@@ -285,7 +284,7 @@ static enum ps_status check_all_claimed(const struct binding *binding, struct ps
     const struct ps_model *model = binding->model;
     for (uint32_t i = 0; i < gguf_n_tensors(model->gguf); i++) {
         if (!binding->claimed[i] && !shard_map_owns_tensor(model->shards, i) &&
-            !is_skipped(model, gguf_tensor_at(model->gguf, i)->name))
+            !model_skips_tensor(model, gguf_tensor_at(model->gguf, i)->name))
             return ps_error_set(err, PS_ERR_UNSUPPORTED,
                                 "%s: tensor is not handled for '%s', and may change the result",
                                 gguf_tensor_at(model->gguf, i)->name, model->arch->name);
