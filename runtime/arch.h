@@ -157,9 +157,10 @@ dim_fn dim_q_gated;                     /* twice dim_q: query and gate */
 dim_fn dim_ff, dim_shared_ff, dim_experts;
 dim_fn dim_half_rot;                                  /* of rope 0 */
 dim_fn dim_mla_q_rank, dim_mla_kv_rank, dim_mla_kv_a; /* latent attention: latent rows */
-dim_fn dim_mla_q;                              /* all heads, where there is no latent row for queries */
-dim_fn dim_mla_q_b, dim_mla_kv_b, dim_mla_out; /* all heads */
-dim_fn dim_mla_nope, dim_mla_v;                /* one head */
+dim_fn dim_mla_q;                               /* all heads, where there is no latent row for queries */
+dim_fn dim_mla_q_b, dim_mla_kv_b, dim_mla_out;  /* all heads */
+dim_fn dim_mla_nope, dim_mla_v;                 /* one head */
+dim_fn dim_index, dim_index_heads, dim_index_q; /* choice of cells: one head, their number, all of them */
 
 /* When a tensor must be there; it may not be there when it need not, but for optional ones. Layers of both kinds: alternatives
  * within a line are or-ed (none: any), lines are and-ed. */
@@ -226,6 +227,7 @@ const struct arch *arch_at(uint32_t index);            /* NULL past the end */
 extern const struct tensor_rule GLOBAL_RULES[];
 extern const uint32_t N_GLOBAL_RULES;
 
-extern const struct arch ARCH_DEEPSEEK2, ARCH_LLAMA, ARCH_MISTRAL4, ARCH_OLMOE, ARCH_QWEN2MOE, ARCH_QWEN3MOE;
+extern const struct arch ARCH_DEEPSEEK2, ARCH_GLM_DSA, ARCH_LLAMA, ARCH_MISTRAL4, ARCH_OLMOE, ARCH_QWEN2MOE,
+    ARCH_QWEN3MOE;
 
 #endif

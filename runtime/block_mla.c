@@ -9,6 +9,7 @@ struct mla_rows {
     float *q_latent; /* [q_rank] */
     float *kv;       /* [kv_rank + n_rot]; absorbed: in scratch.k */
     float *expanded; /* [n_head][head_dim_k - n_rot of k, head_dim_v]; absorbed: unused */
+    struct index_rows index;
 };
 
 struct mla {
@@ -38,7 +39,13 @@ static struct mla mla_of(struct forward *f, uint32_t layer, const struct mla_opt
     m.rows.q_latent = m.rows.q + n * m.n_head * widest;
     float *kv = m.rows.q_latent + n * m.hp->q_rank;
     m.rows.kv = m.hp->absorbed ? f->s.k : kv;
-    m.rows.expanded = kv + n * dim_mla_kv_a(hp, l);
+    if (m.hp->absorbed) {
+        m.rows.index.q = kv;
+        m.rows.index.k = m.rows.index.q + n * dim_index_q(hp, l);
+        m.rows.index.weights = m.rows.index.k + n * dim_index(hp, l);
+    } else {
+        m.rows.expanded = kv + n * dim_mla_kv_a(hp, l);
+    }
     return m;
 }
 
@@ -129,18 +136,26 @@ static void project(struct forward *f, struct mla *m)
 {
     uint32_t width = f->model->hp.n_embd;
     struct acts acts = acts_of(f, f->s.normed, width, f->n_tokens, width);
-    struct matmul_job jobs[2];
+    struct matmul_job jobs[4];
+    uint32_t n_jobs = 2;
+    bool indexes = m->l->index_dim > 0;
     bool latent = m->hp->q_rank > 0;
     jobs[0] = latent ? chunk_job(f, &acts, &m->w[LT_Q_A], NULL, m->rows.q_latent)
                      : chunk_job(f, &acts, &m->w[LT_Q], NULL, m->rows.q);
     jobs[1] = chunk_job(f, &acts, &m->w[LT_KV_A], NULL, m->rows.kv);
-    run_matmuls(f, jobs, 2);
+    if (indexes) {
+        jobs[n_jobs++] = chunk_job(f, &acts, &m->w[LT_INDEX_K], NULL, m->rows.index.k);
+        jobs[n_jobs++] = chunk_job(f, &acts, &m->w[LT_INDEX_PROJ], NULL, m->rows.index.weights);
+    }
+    run_matmuls(f, jobs, n_jobs);
     if (!latent)
         return;
     for_each_token(f, norm_latent_q, m);
     struct acts q_acts = acts_of(f, m->rows.q_latent, m->hp->q_rank, f->n_tokens, m->hp->q_rank);
-    struct matmul_job job = chunk_job(f, &q_acts, &m->w[LT_Q_B], NULL, m->rows.q);
-    run_matmuls(f, &job, 1);
+    jobs[0] = chunk_job(f, &q_acts, &m->w[LT_Q_B], NULL, m->rows.q);
+    if (indexes)
+        jobs[1] = chunk_job(f, &q_acts, &m->w[LT_INDEX_Q], NULL, m->rows.index.q);
+    run_matmuls(f, jobs, indexes ? 2 : 1);
 }
 
 /* Norm and rotation of the token's latent row, rotation of its queries. */
@@ -191,7 +206,9 @@ static void attend_absorbed(struct forward *f, struct mla *m)
     step_part_done(&f->parts, PS_PART_TRUNK);
     if (m->options->scale_q)
         for_each_token(f, scale_token, m);
-    attend(f, m->layer);
+    if (m->l->index_dim > 0)
+        index_choose(f, m->layer, m->options->rope, &m->rows.index);
+    attend_chosen(f, m->layer);
     step_part_done(&f->parts, PS_PART_ATTENTION);
     struct head_product from_latent = {.w = &m->w[LT_V_B],
                                        .n_head = m->n_head,

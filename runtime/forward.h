@@ -40,7 +40,8 @@ struct mla_options {
 
 /* x += attention(norm(x)) with latent keys and values (hparams.mla): norm, q at once or by a latent row, latent row with norm,
  * RoPE, KV cache, attention, output projection. Where the file has it split, the expansion of latent rows to heads is taken
- * to the other side: into q before attention and into its output after, so that the cache holds latent rows. */
+ * to the other side: into q before attention and into its output after, so that the cache holds latent rows. With
+ * hparams.index a token attends to the cells that the layer, or the last one before it with an index, has chosen. */
 void block_mla(struct forward *f, uint32_t layer, const struct mla_options *options);
 
 /* What happens between a feed-forward network's first products and its last. */

@@ -58,6 +58,13 @@ struct mla_hparams {
     uint32_t head_dim_k, head_dim_v; /* per head, before absorption; the last n_rot of k are rotated */
 };
 
+/* Choice of cells for sparse attention (DeepSeek-V3.2's indexer, arXiv:2512.02556). Layers with an index_dim choose, the others
+ * take what the last one before them has chosen. */
+struct index_hparams {
+    uint32_t n_head, head_dim; /* head_dim: layer_hparams.index_dim */
+    uint32_t top_k;            /* cells that a token attends to; 0: all */
+};
+
 /* State-space and linear attention layers; which fields are used depends on the family. */
 struct ssm_hparams {
     uint32_t conv_kernel; /* taps */
@@ -96,6 +103,7 @@ struct hparams {
     float expert_weights_scale; /* 0: none */
 
     struct mla_hparams mla;
+    struct index_hparams index;
     struct ssm_hparams ssm;
     uint32_t mixer_floats; /* per token: room that the family's blocks want in scratch.mixer */
 };
