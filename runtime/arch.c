@@ -90,6 +90,24 @@ uint64_t dim_experts(const struct hparams *hp, const struct layer_hparams *l)
     return hp->n_expert;
 }
 
+uint64_t dim_index(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return hp->index.head_dim;
+}
+
+uint64_t dim_index_heads(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return hp->index.n_head;
+}
+
+uint64_t dim_index_q(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return (uint64_t)hp->index.n_head * hp->index.head_dim;
+}
+
 uint64_t dim_half_rot(const struct hparams *hp, const struct layer_hparams *l)
 {
     (void)l;
@@ -104,12 +122,33 @@ const struct tensor_rule GLOBAL_RULES[] = {
 };
 const uint32_t N_GLOBAL_RULES = sizeof(GLOBAL_RULES) / sizeof(GLOBAL_RULES[0]);
 
+/* clang-format off */
 static const struct arch *const ARCHS[] = {
-    &ARCH_AFMOE,       &ARCH_BAILINGMOE2, &ARCH_COHERE2MOE, &ARCH_DOTS1,    &ARCH_ERNIE4_5_MOE,
-    &ARCH_EXAONE_MOE,  &ARCH_GEMMA4,      &ARCH_GLM4MOE,    &ARCH_GPT_OSS,  &ARCH_GRANITEMOE,
-    &ARCH_HUNYUAN_MOE, &ARCH_LLAMA,       &ARCH_LLAMA4,     &ARCH_MIMO2,    &ARCH_MINIMAX_M2,
-    &ARCH_OLMOE,       &ARCH_PHIMOE,      &ARCH_QWEN2MOE,   &ARCH_QWEN3MOE, &ARCH_STEP35,
+    &ARCH_AFMOE,
+    &ARCH_BAILINGMOE2,
+    &ARCH_COHERE2MOE,
+    &ARCH_DEEPSEEK2,
+    &ARCH_DOTS1,
+    &ARCH_ERNIE4_5_MOE,
+    &ARCH_EXAONE_MOE,
+    &ARCH_GEMMA4,
+    &ARCH_GLM_DSA,
+    &ARCH_GLM4MOE,
+    &ARCH_GPT_OSS,
+    &ARCH_GRANITEMOE,
+    &ARCH_HUNYUAN_MOE,
+    &ARCH_LLAMA,
+    &ARCH_LLAMA4,
+    &ARCH_MIMO2,
+    &ARCH_MINIMAX_M2,
+    &ARCH_MISTRAL4,
+    &ARCH_OLMOE,
+    &ARCH_PHIMOE,
+    &ARCH_QWEN2MOE,
+    &ARCH_QWEN3MOE,
+    &ARCH_STEP35,
 };
+/* clang-format on */
 
 const struct arch *arch_at(uint32_t index)
 {
