@@ -31,8 +31,8 @@ static void ffn_tile(const struct forward *f, const struct ffn_job *job, uint64_
     enum act_type type = model_act_type(model, &job->down);
     size_t stride = ffn_hidden_stride(f, &job->down);
     for (uint32_t t = 0; t < n; t++)
-        model->matmul->act_quantize(type, gate + t * width,
-                                    job->hidden + (t0 + t) * stride + act_row_bytes(type, begin), width);
+        act_quantize(model->matmul, type, gate + t * width,
+                     job->hidden + (t0 + t) * stride + act_row_bytes(type, begin), width);
 }
 
 static void ffn_chunk(void *arg, uint32_t chunk, unsigned worker)
