@@ -613,6 +613,42 @@ static void activations_quantize_piecewise(void **state)
     }
 }
 
+static const struct block_format *counted_format;
+static size_t n_dequantized;
+
+static void count_dequantized(const void *blocks, float *out, size_t n)
+{
+    n_dequantized += n;
+    counted_format->dequantize(blocks, out, n);
+}
+
+static void check_dequantized_once(const struct block_format *format, enum act_type act)
+{
+    if (act == format->act) { /* rounded activations; or a value is a block, and nothing is copied */
+        return;
+    }
+    struct block_format counting = *format;
+    counting.dequantize = count_dequantized;
+    counted_format = format;
+    struct matrix m = matrix_new(format, 21, random_cols(format, act, 2600));
+    struct acts x = acts_new(act, 150, m.w.n_cols);
+    m.w.format = &counting;
+    const struct matmul_kernels *kernels;
+    for (unsigned v = 0; (kernels = matmul_variant_at(v)) != NULL; v++) {
+        n_dequantized = 0;
+        free(product(kernels, &m, &x));
+        assert_int_equal(n_dequantized, m.w.n_rows * m.w.n_cols);
+    }
+    free(m.allocation);
+    acts_free(&x);
+}
+
+static void f32_activations_dequantize_a_row_once_for_all_tokens(void **state)
+{
+    (void)state;
+    for_each_case(check_dequantized_once);
+}
+
 static void every_available_level_has_kernels(void **state)
 {
     (void)state;
@@ -640,6 +676,7 @@ int main(void)
         cmocka_unit_test(q8_k_activations_have_the_sign_of_the_largest),
         cmocka_unit_test(activations_that_are_not_finite_give_nan),
         cmocka_unit_test(activations_quantize_piecewise),
+        cmocka_unit_test(f32_activations_dequantize_a_row_once_for_all_tokens),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
