@@ -14,25 +14,35 @@ size_t ffn_hidden_stride(const struct forward *f, const struct weight *down)
     return act_row_bytes(model_act_type(f->model, down), down->n_cols);
 }
 
-/* Hidden rows [begin, end) of tokens [t0, t0 + n). */
-static void ffn_tile(const struct forward *f, const struct ffn_job *job, uint64_t begin, uint64_t end,
-                     uint32_t t0, uint32_t n, float *tiles)
+/* All of a job's tokens times a strip of n gate and up rows; hidden[t] begins at out + t * FFN_TILE_ROWS. */
+static void ffn_strip(const struct forward *f, const struct ffn_job *job, uint64_t begin, uint64_t n,
+                      float *strips, float *out)
 {
     const struct ps_model *model = f->model;
-    size_t width = end - begin;
-    float *gate = tiles;
-    float *up = tiles + (size_t)n * width;
-    model->matmul->matmul(&job->gate, begin, end, model_act_type(model, &job->gate),
-                          (const uint8_t *)job->gate_acts + t0 * job->gate_stride, job->gate_stride, n, gate,
-                          width);
-    model->matmul->matmul(&job->up, begin, end, model_act_type(model, &job->up),
-                          (const uint8_t *)job->up_acts + t0 * job->up_stride, job->up_stride, n, up, width);
-    model->ops->swiglu(gate, gate, up, (size_t)n * width);
-    enum act_type type = model_act_type(model, &job->down);
+    float *gate = strips;
+    float *up = strips + job->n_tokens * n;
+    model->matmul->matmul(&job->gate, begin, begin + n, model_act_type(model, &job->gate), job->gate_acts,
+                          job->gate_stride, job->n_tokens, gate, n);
+    model->matmul->matmul(&job->up, begin, begin + n, model_act_type(model, &job->up), job->up_acts,
+                          job->up_stride, job->n_tokens, up, n);
+    for (uint32_t t = 0; t < job->n_tokens; t++)
+        model->ops->swiglu(out + (size_t)t * FFN_TILE_ROWS, gate + t * n, up + t * n, n);
+}
+
+/* Hidden rows [begin, end). The weights of a row are unpacked in one call, with all tokens: a strip at a time where there
+ * are many, so that what stands in between stays in the cache. */
+static void ffn_tile(const struct forward *f, const struct ffn_job *job, uint64_t begin, uint64_t end,
+                     float *tiles)
+{
+    float *strips = tiles + (size_t)job->n_tokens * FFN_TILE_ROWS;
+    uint64_t strip = ffn_strip_rows(job->n_tokens);
+    for (uint64_t row = begin; row < end; row += strip)
+        ffn_strip(f, job, row, end - row < strip ? end - row : strip, strips, tiles + (row - begin));
+    enum act_type type = model_act_type(f->model, &job->down);
     size_t stride = ffn_hidden_stride(f, &job->down);
-    for (uint32_t t = 0; t < n; t++)
-        model->matmul->act_quantize(type, gate + t * width,
-                                    job->hidden + (t0 + t) * stride + act_row_bytes(type, begin), width);
+    for (uint32_t t = 0; t < job->n_tokens; t++)
+        act_quantize(f->model->matmul, type, tiles + (size_t)t * FFN_TILE_ROWS,
+                     job->hidden + t * stride + act_row_bytes(type, begin), end - begin);
 }
 
 static void ffn_chunk(void *arg, uint32_t chunk, unsigned worker)
@@ -45,11 +55,7 @@ static void ffn_chunk(void *arg, uint32_t chunk, unsigned worker)
     const struct ffn_job *job = &region->jobs[j];
     uint64_t begin = (uint64_t)(chunk - region->first_chunk[j]) * FFN_TILE_ROWS;
     uint64_t end = begin + FFN_TILE_ROWS < job->gate.n_rows ? begin + FFN_TILE_ROWS : job->gate.n_rows;
-    float *tiles = f->s.tiles + worker * f->s.tile_floats;
-    for (uint32_t t0 = 0; t0 < job->n_tokens; t0 += FFN_TILE_TOKENS) {
-        uint32_t n = job->n_tokens - t0 < FFN_TILE_TOKENS ? job->n_tokens - t0 : FFN_TILE_TOKENS;
-        ffn_tile(f, job, begin, end, t0, n, tiles);
-    }
+    ffn_tile(f, job, begin, end, f->s.tiles + worker * f->s.tile_floats);
 }
 
 void run_ffns(struct forward *f, const struct ffn_job *jobs, uint32_t n)
