@@ -111,7 +111,7 @@ enum layer_tensor {
     LT_ROUTER_BIAS,   /* added to the logits */
     LT_SELECT_BIAS,   /* added to the scores for the choice, not for the weights */
     LT_ROUTER_SCALE,  /* gemma4: of the router's input */
-    LT_TOKEN_EXPERTS, /* deepseek4: experts by token id instead of a choice */
+    LT_TOKEN_EXPERTS, /* deepseek4: experts by token id instead of a choice: rows of ids */
     LT_SHARED_ROUTER, /* sigmoid of it scales the shared expert's output */
     LT_SHARED_GATE,
     LT_SHARED_UP,
@@ -166,7 +166,12 @@ enum tensor_need {
     NEED_IN_ATTENTION = 1 << 3, /* layers with n_kv_head > 0 that are not recurrent */
     NEED_IN_RECURRENT = 1 << 4,
     NEED_IN_WINDOWED = 1 << 5,
-    NEED_IN_FULL = 1 << 6, /* attention without a window */
+    NEED_IN_FULL = 1 << 6,       /* attention without a window */
+    NEED_IN_COMPRESSED = 1 << 7, /* layers with compressed blocks */
+    NEED_IN_INDEXED = 1 << 8,    /* layers that choose cells by an index */
+    NEED_IN_BY_TOKEN = 1 << 9,   /* layers whose experts follow from the token id */
+    NEED_IN_ROUTED = 1 << 10,    /* layers whose experts are chosen by score */
+    HOLDS_IDS = 1 << 11,         /* the tensor is I32 */
 };
 
 struct tensor_rule {
@@ -206,6 +211,7 @@ const struct arch *arch_at(uint32_t index);            /* NULL past the end */
 extern const struct tensor_rule GLOBAL_RULES[];
 extern const uint32_t N_GLOBAL_RULES;
 
+extern const struct arch ARCH_DEEPSEEK4;
 extern const struct arch ARCH_LLAMA, ARCH_OLMOE, ARCH_QWEN2MOE, ARCH_QWEN3MOE;
 
 #endif

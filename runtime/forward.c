@@ -253,7 +253,7 @@ static const float *rope_factors(const struct ps_model *model, const struct rope
     return rope->factors && factors->format ? factors->data : NULL;
 }
 
-static void rotate_position(struct forward *f, uint32_t token, uint32_t index)
+void rope_angles(const struct forward *f, uint32_t index, uint32_t position, float *cosines, float *sines)
 {
     const struct rope_hparams *rope = &f->model->hp.rope[index];
     struct rope_params params = {.n_rot = rope->n_rot,
@@ -265,8 +265,13 @@ static void rotate_position(struct forward *f, uint32_t token, uint32_t index)
                                  .beta_slow = 1.0f,
                                  .n_ctx_orig = rope->ctx_orig,
                                  .freq_factors = rope_factors(f->model, rope)};
-    size_t at = (size_t)token * rope->n_rot / 2;
-    rope_cos_sin(&params, f->s.positions[token], f->s.rope_cos[index] + at, f->s.rope_sin[index] + at);
+    rope_cos_sin(&params, (int32_t)position, cosines, sines);
+}
+
+static void rotate_position(struct forward *f, uint32_t token, uint32_t index)
+{
+    size_t at = (size_t)token * f->model->hp.rope[index].n_rot / 2;
+    rope_angles(f, index, f->position + token, f->s.rope_cos[index] + at, f->s.rope_sin[index] + at);
 }
 
 static void prepare_token(struct forward *f, uint32_t token, void *arg)
@@ -286,6 +291,24 @@ static void prepare_token(struct forward *f, uint32_t token, void *arg)
         rotate_position(f, token, i);
 }
 
+static enum ps_status run_layers(struct forward *f, const volatile sig_atomic_t *cancel, struct ps_error *err)
+{
+    struct ps_model *model = f->model;
+    for (uint32_t il = 0; il < model->hp.n_layers; il++) {
+        if (*cancel)
+            return ps_error_set(err, PS_ERR_CANCELLED, "cancelled");
+        enum ps_status status = trunk_begin_layer(model->trunk, il, err);
+        if (status != PS_OK)
+            return status;
+        step_part_done(&f->parts, PS_PART_OTHER);
+        status = model->arch->layer(f, il, err);
+        trunk_end_layer(model->trunk, il);
+        if (status != PS_OK)
+            return status;
+    }
+    return PS_OK;
+}
+
 enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t n,
                              const volatile sig_atomic_t *cancel, struct ps_error *err)
 {
@@ -298,17 +321,10 @@ enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t 
     step_parts_start(&f->parts);
     for_each_token(f, prepare_token, (void *)(uintptr_t)tokens);
     predict_ahead(f, -1, PREDICT_AT_START);
-    for (uint32_t il = 0; il < model->hp.n_layers; il++) {
-        if (*cancel)
-            return ps_error_set(err, PS_ERR_CANCELLED, "cancelled");
-        enum ps_status status = trunk_begin_layer(model->trunk, il, err);
-        if (status != PS_OK)
-            return status;
-        step_part_done(&f->parts, PS_PART_OTHER);
-        status = model->arch->layer(f, il, err);
-        trunk_end_layer(model->trunk, il);
-        if (status != PS_OK)
-            return status;
+    enum ps_status status = run_layers(f, cancel, err);
+    if (status != PS_OK) {
+        kv_cache_pass_failed(f->kv);
+        return status;
     }
     if (model->arch->end)
         model->arch->end(f);

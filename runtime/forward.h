@@ -36,6 +36,7 @@ void block_attention(struct forward *f, uint32_t layer, const struct attention_o
 /* What happens between a feed-forward network's first products and its last. */
 enum ffn_activation {
     FFN_SWIGLU,       /* silu(gate) * up; with the layer's limit: min(silu(gate), limit) * clamp(up, limit) */
+    FFN_SWIGLU_CLAMP, /* the same, but for the limit: silu(min(gate, limit)) * clamp(up, limit) */
     FFN_SWIGLU_OAI,   /* of gpt-oss */
     FFN_GEGLU,        /* gelu(gate) * up */
     FFN_RELU_SQUARED, /* max(up, 0)^2; there is no gate */

@@ -109,6 +109,8 @@ void store_kv(struct forward *f, uint32_t layer, uint32_t token, const float *k,
 /* Rotates n_heads heads of head_dim values, the first n_rot of each. */
 void rotate_heads(const struct forward *f, uint32_t layer, uint32_t token, enum rope_pairs pairs,
                   float *heads, uint32_t n_heads, uint32_t head_dim);
+/* n_rot/2 cosines and sines of rope `index` for a position that need not be in the chunk. */
+void rope_angles(const struct forward *f, uint32_t index, uint32_t position, float *cosines, float *sines);
 /* scratch.attended = attention of scratch.q over the cache. */
 void attend(struct forward *f, uint32_t layer);
 /* x += norm(output(attended)), with what the layer has of gate, bias and norm. */

@@ -13,6 +13,7 @@ struct arch;
 enum {
     MAX_ROPES = 2, /* kinds of rotation in one model, such as of windowed and of other layers */
     MAX_EXPERT_GROUPS = 256,
+    MAX_MODEL_LAYERS = 1024,
 };
 
 /* Metadata "expert_gating_func", numbered as llama.cpp does. */
@@ -44,7 +45,11 @@ struct layer_hparams {
     uint32_t window;       /* cells that a token sees, its own included; 0: all of the past */
     uint32_t rope;         /* which of hparams.rope */
     bool v_in_k;           /* values are the first head_dim_v of the key: nothing else is cached */
-    uint32_t index_dim;    /* one more cached row per token, for choosing cells; 0: none */
+    uint32_t index_dim;    /* one more cached row per token, or per block, for choosing cells; 0: none */
+    uint32_t block;        /* tokens of a block; 0: nothing is kept per block */
+    bool compressed;       /* one more key per block, which stays where a window has left the block behind */
+    uint32_t most_chosen;  /* cells of a full layer, or compressed blocks, that a token sees; 0: all */
+    bool experts_by_token; /* the token id says which experts are used */
     uint64_t state_floats; /* recurrent state of a sequence, zero at its start */
     uint32_t n_ff;         /* dense FFN */
     float swiglu_limit, shared_swiglu_limit; /* 0: none */
@@ -61,6 +66,17 @@ struct mla_hparams {
 struct ssm_hparams {
     uint32_t conv_kernel; /* taps */
     uint32_t inner_size, state_size, group_count, time_step_rank;
+};
+
+/* Several residual streams, mixed before and after each branch. */
+struct hyper_hparams {
+    float eps;           /* DeepSeek-V4: */
+    uint32_t iterations; /* of the normalization of rows and columns */
+};
+
+/* The lightning indexer (DeepSeek-V3.2): scores by which cells are chosen. */
+struct index_hparams {
+    uint32_t n_head, head_dim;
 };
 
 struct hparams {
@@ -96,7 +112,12 @@ struct hparams {
 
     struct mla_hparams mla;
     struct ssm_hparams ssm;
-    uint32_t mixer_floats; /* per token: room that the family's blocks want in scratch.mixer */
+    struct hyper_hparams hyper;
+    struct index_hparams index;
+    uint32_t n_out_groups,
+        out_rank;              /* the output projection in two steps, the first one by groups of heads */
+    uint32_t widest_mixer_row; /* that a block has rounded, beside the inputs of trunk matrices */
+    uint32_t mixer_floats;     /* per token: room that the family's blocks want in scratch.mixer */
 };
 
 /* A side of a tensor, or another size that follows from the numbers of a layer. */
@@ -111,6 +132,9 @@ enum ps_status hparam_f32(const struct gguf *gguf, const char *arch, const char 
                           float *out, struct ps_error *err);
 enum ps_status hparam_bool(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                            bool *out, struct ps_error *err);
+/* A required number that is a size: within 1 .. 2^20. */
+enum ps_status hparam_size(const struct gguf *gguf, const char *arch, const char *suffix, uint32_t *out,
+                           struct ps_error *err);
 /* A number per layer: an array of at least n_layers, or one number for all. Absent ones keep out[]. */
 enum ps_status hparam_layers_u32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                                  uint32_t n_layers, uint32_t *out, struct ps_error *err);

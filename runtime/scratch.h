@@ -11,6 +11,8 @@
 enum {
     FFN_TILE_ROWS = 256,  /* hidden rows per work item; a multiple of every activation block */
     FFN_TILE_TOKENS = 64, /* tokens per pass over them */
+    INDEX_TILE = 256,     /* blocks per work item of the index */
+    MAX_GATHER_SLOTS = 16,
 };
 
 /* Rows of activations in each form that some weight takes; F32 is the row itself. */
@@ -46,6 +48,15 @@ struct scratch {
     size_t attention_floats;       /* per thread */
     float *attention_partials;     /* of the segments of a long context */
 
+    /* Attention over rows that differ from token to token, for a few tokens (slots) at a time; sizes are of one slot. */
+    uint32_t gather_slots;
+    size_t gathered_bytes, gathered_partial_floats, index_score_floats, chosen_block_ids;
+    uint8_t *gathered;        /* keys, then values */
+    float *gathered_partials; /* as attention_partials */
+    float *index_scores;      /* of blocks */
+    uint32_t *chosen_blocks;
+    float *index_tiles; /* per thread: [index heads][INDEX_TILE] */
+
     float
         *router; /* [T][n_expert] scores, after route(): probabilities or the like, without selection bias */
     float *preference;      /* [T][n_expert] by which experts are chosen, where that differs from scores */
@@ -63,6 +74,9 @@ struct scratch {
     uint8_t *expert_hidden;       /* [P] rows of activations of width n_ff_expert */
     float *expert_out;            /* [P][E] in expert order */
 };
+
+/* Most cells that a token of a layer that chooses them sees; 0: the layer does not. */
+uint32_t gathered_cells(const struct layer_hparams *l, uint32_t ctx);
 
 /* Lays out scratch for `chunk` tokens and `threads` threads from base (NULL: only measure); returns its bytes. */
 uint64_t scratch_layout(struct scratch *scratch, uint8_t *base, const struct ps_model *model,

@@ -13,9 +13,9 @@ import gguf_tool
 import harness
 from harness import needs_shared, shared
 
-ARCHITECTURES = {"llama", "olmoe", "qwen2moe", "qwen3moe"}
+ARCHITECTURES = {"deepseek4", "llama", "olmoe", "qwen2moe", "qwen3moe"}
 TYPES = {
-    *("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("F32", "F16", "BF16", "I32", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("IQ4_NL", "IQ4_XS", "MXFP4", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0"),
 }
 
@@ -127,6 +127,21 @@ class Golden(harness.TestCase):
                     range(model["n_gen"]),
                 )
                 self.assertTrue(difference.within(model["tolerance"]["exact"]), str(difference))
+
+    @manifest_present
+    def test_longer_prompts_match(self):
+        for model in supported_models():
+            if "long" not in model["exact"]:
+                continue
+            long = model["exact"]["long"]
+            tokens = harness.ints(harness.read_bytes(shared("golden", long["tokens"])))
+            for level in harness.cpu_levels():
+                with self.subTest(model=model["id"], cpu=level):
+                    logits = harness.floats(self.logits(file_of(model), tokens, *EXACT, "--cpu", level))
+                    reference = harness.floats(harness.read_bytes(shared("golden", long["logits"])))
+                    self.assertEqual(len(logits), len(reference))
+                    difference = harness.Difference(logits, reference, model["n_vocab"], range(long["n"]))
+                    self.assertTrue(difference.within(model["tolerance"]["exact"]), str(difference))
 
     @manifest_present
     def test_split_sets_give_what_the_single_file_gives(self):

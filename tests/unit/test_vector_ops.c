@@ -154,6 +154,31 @@ static void check_swiglu(const struct vector_ops *ops, size_t n)
     assert_same_bits(gate, out, n);
 }
 
+static void check_swiglu_clamp(const struct vector_ops *ops, size_t n)
+{
+    const float limit = 1.5f;
+    float gate[MAX_N] = {0};
+    float up[MAX_N] = {0};
+    float out[MAX_N] = {0};
+    fill(gate, n, -30.0f, 5.0f);
+    fill(up, n, -3.0f, 3.0f);
+    ops->swiglu_clamp(out, gate, up, limit, n);
+    for (size_t i = 0; i < n; i++) {
+        double g = fmin((double)gate[i], (double)limit);
+        double u = fmax(fmin((double)up[i], (double)limit), -(double)limit);
+        double expected = g / (1.0 + exp(-g)) * u;
+        assert_near((double)out[i], expected, fabs(expected) * 5e-7);
+    }
+    ops->swiglu_clamp(gate, gate, up, limit, n);
+    assert_same_bits(gate, out, n);
+}
+
+static void clamped_swiglu_matches_double_precision(void **state)
+{
+    (void)state;
+    at_each_level(check_swiglu_clamp);
+}
+
 static void swiglu_matches_double_precision(void **state)
 {
     (void)state;
@@ -287,6 +312,11 @@ static void check_elementwise(const struct vector_ops *ops, size_t n)
     ops->axpy(out, a, 0.3f, n);
     for (size_t i = 0; i < n; i++) {
         assert_true(out[i] == fmaf(0.3f, a[i], b[i]));
+    }
+    memcpy(out, b, sizeof(out));
+    ops->axpy_relu(out, a, 0.3f, n);
+    for (size_t i = 0; i < n; i++) {
+        assert_true(out[i] == fmaf(0.3f, fmaxf(a[i], 0.0f), b[i]));
     }
 }
 
@@ -736,6 +766,7 @@ int main(void)
         cmocka_unit_test(rms_norm_matches_double_precision),
         cmocka_unit_test(rms_norm_of_a_long_row_keeps_its_precision),
         cmocka_unit_test(swiglu_matches_double_precision),
+        cmocka_unit_test(clamped_swiglu_matches_double_precision),
         cmocka_unit_test(swiglu_of_large_gates_saturates),
         cmocka_unit_test(softmax_matches_double_precision),
         cmocka_unit_test(softmax_survives_infinities_and_nan),

@@ -1,0 +1,225 @@
+/* Each token's rows are copied side by side, and the attention kernel works on the copy: copying a row costs little beside
+ * its products with the queries of many heads. What a token's result is made of depends on its position alone. */
+#include "runtime/block_gather.h"
+
+#include <string.h>
+
+struct gather {
+    struct forward *f;
+    const struct layer_hparams *l;
+    const struct kv_layer *kv;
+    const struct index_queries *index;
+    struct weight index_rows;
+    uint32_t token; /* of slot 0 */
+    uint32_t n;     /* slots in use */
+    uint32_t n_full[MAX_GATHER_SLOTS];
+    int32_t last[MAX_GATHER_SLOTS]; /* gathered row */
+    struct attention_args args[MAX_GATHER_SLOTS];
+    struct attention_work work[MAX_GATHER_SLOTS];
+    uint32_t first_item[MAX_GATHER_SLOTS + 1];
+};
+
+static uint32_t slot_of(const struct gather *g, uint32_t *item)
+{
+    uint32_t slot = 0;
+    while (*item >= g->first_item[slot + 1])
+        slot++;
+    *item -= g->first_item[slot];
+    return slot;
+}
+
+/* ---- choice ---- */
+
+/* Index rows count as the weights of a product with the index queries. */
+static struct weight index_weight(const struct forward *f, const struct layer_hparams *l,
+                                  const struct kv_layer *kv)
+{
+    static const enum block_type types[] = {
+        [KV_F32] = BLOCK_F32, [KV_F16] = BLOCK_F16, [KV_Q8_0] = BLOCK_Q8_0};
+    return (struct weight){.format = block_format_find(types[f->kv->type]),
+                           .data = kv->index,
+                           .n_cols = l->index_dim,
+                           .row_bytes = kv->index_row};
+}
+
+/* Most blocks that are chosen. */
+static uint32_t most_blocks(const struct layer_hparams *l)
+{
+    return l->compressed ? l->most_chosen : l->most_chosen / l->block;
+}
+
+static void score_tile(void *arg, uint32_t item, unsigned worker)
+{
+    const struct gather *g = arg;
+    struct forward *f = g->f;
+    const struct index_hparams *index = &f->model->hp.index;
+    uint32_t slot = slot_of(g, &item);
+    uint32_t begin = item * INDEX_TILE;
+    uint32_t end = begin + INDEX_TILE < g->n_full[slot] ? begin + INDEX_TILE : g->n_full[slot];
+    size_t token = g->token + slot;
+    float *tile = f->s.index_tiles + (size_t)worker * index->n_head * INDEX_TILE;
+    f->model->matmul->matmul(&g->index_rows, begin, end, ACT_F32, g->index->q + token * g->index->stride,
+                             index->head_dim * sizeof(float), index->n_head, tile, INDEX_TILE);
+    float *scores = f->s.index_scores + slot * f->s.index_score_floats + begin;
+    memset(scores, 0, (end - begin) * sizeof(*scores));
+    for (uint32_t h = 0; h < index->n_head; h++) {
+        float weight = g->index->weights ? g->index->weights[token * g->index->stride + h] : 1.0f;
+        f->model->ops->axpy_relu(scores, tile + (size_t)h * INDEX_TILE, weight, end - begin);
+    }
+}
+
+static bool chooses(const struct gather *g, uint32_t slot)
+{
+    return g->index && g->n_full[slot] > most_blocks(g->l);
+}
+
+static void score_blocks(struct gather *g)
+{
+    for (uint32_t slot = 0; slot < g->n; slot++) {
+        uint32_t tiles = chooses(g, slot) ? (g->n_full[slot] + INDEX_TILE - 1) / INDEX_TILE : 0;
+        g->first_item[slot + 1] = g->first_item[slot] + tiles;
+    }
+    if (g->first_item[g->n] > 0)
+        run_region(g->f, score_tile, g, g->first_item[g->n]);
+}
+
+static uint32_t choose_blocks(const struct gather *g, uint32_t slot, uint32_t *blocks)
+{
+    const struct scratch *s = &g->f->s;
+    uint32_t n = g->n_full[slot];
+    if (chooses(g, slot)) {
+        uint32_t most = most_blocks(g->l);
+        top_k(blocks, most, s->index_scores + slot * s->index_score_floats, n);
+        return most;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        blocks[i] = i;
+    return n;
+}
+
+/* ---- copies ---- */
+
+/* The window's keys, then the blocks'. */
+static uint32_t gather_compressed(const struct gather *g, uint32_t position, const uint32_t *blocks,
+                                  uint32_t n, uint8_t *out)
+{
+    uint32_t window = g->l->window;
+    uint32_t first = position + 1 > window ? position + 1 - window : 0;
+    uint32_t n_cells = position + 1 - first;
+    memcpy(out, kv_cache_k(g->kv, 0, first), n_cells * g->kv->k_row);
+    out += n_cells * g->kv->k_row;
+    for (uint32_t i = 0; i < n; i++)
+        memcpy(out + i * g->kv->block_row, g->kv->blocks + (size_t)blocks[i] * g->kv->block_row,
+               g->kv->block_row);
+    return n_cells + n;
+}
+
+/* One head's rows of the blocks' cells, and of those after the last full block. */
+static void gather_head(const struct gather *g, const uint8_t *rows, size_t row, const uint32_t *blocks,
+                        uint32_t n, uint32_t n_full, uint32_t n_left, uint8_t *out)
+{
+    size_t block = g->l->block * row;
+    for (uint32_t i = 0; i < n; i++)
+        memcpy(out + i * block, rows + blocks[i] * block, block);
+    memcpy(out + n * block, rows + n_full * block, n_left * row);
+}
+
+static void gather_slot(void *arg, uint32_t slot, unsigned worker)
+{
+    (void)worker;
+    struct gather *g = arg;
+    struct scratch *s = &g->f->s;
+    const struct kv_layer *kv = g->kv;
+    uint32_t position = g->f->position + g->token + slot;
+    uint32_t *blocks = s->chosen_blocks + slot * s->chosen_block_ids;
+    uint8_t *out = s->gathered + slot * s->gathered_bytes;
+    uint32_t n = choose_blocks(g, slot, blocks);
+    uint32_t cells = gathered_cells(g->l, g->f->kv->ctx);
+    if (g->l->compressed) {
+        g->last[slot] = (int32_t)gather_compressed(g, position, blocks, n, out) - 1;
+        return;
+    }
+    uint32_t n_left = (position + 1) % g->l->block;
+    uint8_t *values = out + (size_t)kv->n_kv_head * cells * kv->k_row;
+    for (uint32_t h = 0; h < kv->n_kv_head; h++) {
+        gather_head(g, kv_cache_k(kv, h, 0), kv->k_row, blocks, n, g->n_full[slot], n_left,
+                    out + (size_t)h * cells * kv->k_row);
+        if (kv->v != kv->k)
+            gather_head(g, kv_cache_v(kv, h, 0), kv->v_row, blocks, n, g->n_full[slot], n_left,
+                        values + (size_t)h * cells * kv->v_row);
+    }
+    g->last[slot] = (int32_t)(n * g->l->block + n_left) - 1;
+}
+
+/* ---- attention ---- */
+
+static void attend_item(void *arg, uint32_t item, unsigned worker)
+{
+    const struct gather *g = arg;
+    const struct scratch *s = &g->f->s;
+    uint32_t slot = slot_of(g, &item);
+    g->f->model->attention->item(&g->args[slot], &g->work[slot], item,
+                                 s->attention + worker * s->attention_floats);
+}
+
+static void combine_slot(void *arg, uint32_t slot, unsigned worker)
+{
+    (void)worker;
+    const struct gather *g = arg;
+    for (uint32_t i = 0; i < g->work[slot].n_combines; i++)
+        g->f->model->attention->combine(&g->args[slot], &g->work[slot], i);
+}
+
+static void prepare_slot(struct gather *g, uint32_t layer, uint32_t slot)
+{
+    struct forward *f = g->f;
+    const struct layer_hparams *l = g->l;
+    const struct weight *sinks = &f->model->layers[layer].w[LT_ATTN_SINKS];
+    size_t cells = gathered_cells(l, f->kv->ctx);
+    size_t token = g->token + slot;
+    const uint8_t *k = f->s.gathered + slot * f->s.gathered_bytes;
+    g->args[slot] = (struct attention_args){
+        .q = f->s.q + token * l->n_head * l->head_dim_k,
+        .q_stride = (size_t)l->n_head * l->head_dim_k,
+        .k = k,
+        .v = l->v_in_k ? k : k + l->n_kv_head * cells * g->kv->k_row,
+        .k_head_stride = cells * g->kv->k_row,
+        .v_head_stride = cells * g->kv->v_row,
+        .k_row_stride = g->kv->k_row,
+        .v_row_stride = g->kv->v_row,
+        .type = f->kv->type,
+        .out = f->s.attended + token * l->n_head * l->head_dim_v,
+        .out_stride = (size_t)l->n_head * l->head_dim_v,
+        .pos = &g->last[slot],
+        .n_tokens = 1,
+        .n_head = l->n_head,
+        .n_kv_head = l->n_kv_head,
+        .head_dim_k = l->head_dim_k,
+        .head_dim_v = l->head_dim_v,
+        .scale = l->attention_scale,
+        .sinks = sinks->format ? sinks->data : NULL,
+        .partials = f->s.gathered_partials + slot * f->s.gathered_partial_floats,
+    };
+    g->work[slot] = attention_work_of(&g->args[slot]);
+    g->first_item[slot + 1] = g->first_item[slot] + g->work[slot].n_items;
+}
+
+void attend_gathered(struct forward *f, uint32_t layer, uint32_t first, const struct index_queries *index)
+{
+    struct gather g = {.f = f, .l = &f->model->hp.layer[layer], .kv = &f->kv->layers[layer], .index = index};
+    g.index_rows = index_weight(f, g.l, g.kv);
+    g.index_rows.n_rows = f->kv->ctx / g.l->block;
+    for (uint32_t token = first; token < f->n_tokens; token += g.n) {
+        uint32_t left = f->n_tokens - token;
+        g.token = token;
+        g.n = left < f->s.gather_slots ? left : f->s.gather_slots;
+        for (uint32_t slot = 0; slot < g.n; slot++)
+            g.n_full[slot] = (f->position + token + slot + 1) / g.l->block;
+        score_blocks(&g);
+        run_region(f, gather_slot, &g, g.n);
+        for (uint32_t slot = 0; slot < g.n; slot++)
+            prepare_slot(&g, layer, slot);
+        run_region(f, attend_item, &g, g.first_item[g.n]);
+        run_region(f, combine_slot, &g, g.n);
+    }
+}
