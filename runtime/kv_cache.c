@@ -162,6 +162,17 @@ static void clear(struct kv_cache *kv)
     }
 }
 
+void kv_cache_chunk_failed(struct kv_cache *kv)
+{
+    bool ahead = false;
+    for (uint32_t il = 0; il < kv->n_layers; il++)
+        ahead = ahead || kv->layers[il].state_floats > 0;
+    if (!ahead)
+        return;
+    clear(kv);
+    kv->n_used = 0;
+}
+
 uint32_t kv_cache_truncate(struct kv_cache *kv, uint32_t n)
 {
     if (n >= kv->n_used)
