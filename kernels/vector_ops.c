@@ -99,6 +99,27 @@ static void sigmoid(float *out, const float *x, size_t n)
     }
 }
 
+static void silu(float *out, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        out[i] = x[i] / (1.0f + expf(-x[i]));
+    }
+}
+
+static void softplus(float *out, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        out[i] = (x[i] < 0.0f ? 0.0f : x[i]) + log1pf(expf(-fabsf(x[i])));
+    }
+}
+
+static void exponential(float *out, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        out[i] = expf(x[i]);
+    }
+}
+
 static void mul(float *out, const float *a, const float *b, size_t n)
 {
     for (size_t i = 0; i < n; i++) {

@@ -32,6 +32,9 @@ struct vector_ops {
     void (*geglu)(float *out, const float *gate, const float *up, size_t n);
     void (*relu_squared)(float *out, const float *x, size_t n);        /* max(x[i], 0)^2 */
     void (*sigmoid)(float *out, const float *x, size_t n);             /* 1 / (1 + exp(-x[i])) */
+    void (*silu)(float *out, const float *x, size_t n);                /* x[i] / (1 + exp(-x[i])) */
+    void (*softplus)(float *out, const float *x, size_t n);            /* ln(1 + exp(x[i])) */
+    void (*exp)(float *out, const float *x, size_t n);                 /* exp(x[i]) */
     void (*mul)(float *out, const float *a, const float *b, size_t n); /* a * b */
     /* out[i] = exp(x[i] - max) / sum. -INFINITY gives 0. */
     void (*softmax)(float *out, const float *x, size_t n);

@@ -13,8 +13,9 @@ static const float GELU_CUBIC = 0.044715f;
     {                                                                                                        \
         .level = (LEVEL), .rms_norm = rms_norm, .layer_norm = layer_norm, .swiglu = swiglu,                  \
         .swiglu_limit = swiglu_limit, .swiglu_clamp = swiglu_clamp, .swiglu_oai = swiglu_oai,                \
-        .geglu = geglu, .relu_squared = relu_squared, .sigmoid = sigmoid, .mul = mul, .softmax = softmax,    \
-        .add = add, .scale = scale, .axpy = axpy, .axpy_relu = axpy_relu, .dot = dot, .rope = rope,          \
+        .geglu = geglu, .relu_squared = relu_squared, .sigmoid = sigmoid, .silu = silu,                      \
+        .softplus = softplus, .exp = exponential, .mul = mul, .softmax = softmax, .add = add,                \
+        .scale = scale, .axpy = axpy, .axpy_relu = axpy_relu, .dot = dot, .rope = rope,                      \
         .f32_to_f16 = f32_to_f16, .f16_to_f32 = f16_to_f32,                                                  \
     }
 

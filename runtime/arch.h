@@ -212,6 +212,6 @@ extern const struct tensor_rule GLOBAL_RULES[];
 extern const uint32_t N_GLOBAL_RULES;
 
 extern const struct arch ARCH_DEEPSEEK4;
-extern const struct arch ARCH_LLAMA, ARCH_OLMOE, ARCH_QWEN2MOE, ARCH_QWEN3MOE;
+extern const struct arch ARCH_LLAMA, ARCH_OLMOE, ARCH_QWEN2MOE, ARCH_QWEN35MOE, ARCH_QWEN3MOE, ARCH_QWEN3NEXT;
 
 #endif

@@ -208,8 +208,7 @@ void attention_output(struct forward *f, uint32_t layer)
 
 /* ---- the block ---- */
 
-/* Rows [begin, begin + n) of a weight. */
-static struct weight rows_of(const struct weight *w, uint64_t begin, uint64_t n)
+struct weight weight_rows(const struct weight *w, uint64_t begin, uint64_t n)
 {
     struct weight rows = *w;
     rows.data = (const uint8_t *)w->data + begin * w->row_bytes;
@@ -235,7 +234,7 @@ static void project(struct forward *f, uint32_t layer, const struct attention_op
         bool fused = w[LT_QKV].format;
         if (!fused && !w[ids[i]].format)
             continue;
-        part[i] = fused ? rows_of(&w[LT_QKV], row, n_rows[i]) : w[ids[i]];
+        part[i] = fused ? weight_rows(&w[LT_QKV], row, n_rows[i]) : w[ids[i]];
         jobs[n] = chunk_job(f, &acts, &part[i], &w[biases[i]], out[i]);
         if (fused && w[LT_QKV_BIAS].format)
             jobs[n].bias = (const float *)w[LT_QKV_BIAS].data + row;

@@ -233,6 +233,11 @@ bool layer_is_moe(const struct forward *f, uint32_t layer)
     return f->model->layers[layer].moe;
 }
 
+bool layer_is_recurrent(const struct forward *f, uint32_t layer)
+{
+    return f->model->hp.layer[layer].recurrent;
+}
+
 enum ps_status block_ffn(struct forward *f, uint32_t layer, enum ffn_activation activation,
                          struct ps_error *err)
 {
@@ -253,6 +258,22 @@ static const float *rope_factors(const struct ps_model *model, const struct rope
     return rope->factors && factors->format ? factors->data : NULL;
 }
 
+/* Sections of a rotation that no axis of a text moves along. */
+static void hold_pairs(const struct rope_hparams *rope, const struct rope_params *params, float *cosine,
+                       float *sine)
+{
+    float magnitude = params->attn_factor;
+    if (params->ext_factor != 0.0f)
+        magnitude *= 1.0f - 0.1f * logf(params->freq_scale);
+    for (uint32_t pair = 0; rope->section_pairs > 0 && pair < rope->n_rot / 2; pair++) {
+        uint32_t place = pair % rope->section_pairs;
+        if (place < 3 * rope->section[place % 3])
+            continue;
+        cosine[pair] = magnitude;
+        sine[pair] = 0.0f;
+    }
+}
+
 void rope_angles(const struct forward *f, uint32_t index, uint32_t position, float *cosines, float *sines)
 {
     const struct rope_hparams *rope = &f->model->hp.rope[index];
@@ -266,6 +287,7 @@ void rope_angles(const struct forward *f, uint32_t index, uint32_t position, flo
                                  .n_ctx_orig = rope->ctx_orig,
                                  .freq_factors = rope_factors(f->model, rope)};
     rope_cos_sin(&params, (int32_t)position, cosines, sines);
+    hold_pairs(rope, &params, cosines, sines);
 }
 
 static void rotate_position(struct forward *f, uint32_t token, uint32_t index)
@@ -291,12 +313,17 @@ static void prepare_token(struct forward *f, uint32_t token, void *arg)
         rotate_position(f, token, i);
 }
 
+static enum ps_status cancelled(struct ps_error *err)
+{
+    return ps_error_set(err, PS_ERR_CANCELLED, "cancelled");
+}
+
 static enum ps_status run_layers(struct forward *f, const volatile sig_atomic_t *cancel, struct ps_error *err)
 {
     struct ps_model *model = f->model;
     for (uint32_t il = 0; il < model->hp.n_layers; il++) {
         if (*cancel)
-            return ps_error_set(err, PS_ERR_CANCELLED, "cancelled");
+            return cancelled(err);
         enum ps_status status = trunk_begin_layer(model->trunk, il, err);
         if (status != PS_OK)
             return status;
@@ -313,6 +340,8 @@ enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t 
                              const volatile sig_atomic_t *cancel, struct ps_error *err)
 {
     struct ps_model *model = f->model;
+    if (*cancel)
+        return cancelled(err);
     f->n_tokens = n;
     f->position = f->kv->n_used;
     f->tokens = tokens;
@@ -323,7 +352,7 @@ enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t 
     predict_ahead(f, -1, PREDICT_AT_START);
     enum ps_status status = run_layers(f, cancel, err);
     if (status != PS_OK) {
-        kv_cache_pass_failed(f->kv);
+        kv_cache_chunk_failed(f->kv);
         return status;
     }
     if (model->arch->end)

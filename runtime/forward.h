@@ -33,6 +33,10 @@ struct attention_options {
  * Leaves norm(x) in scratch.normed. */
 void block_attention(struct forward *f, uint32_t layer, const struct attention_options *options);
 
+/* x += gated delta net(norm(x)): its state in the KV cache. tiled_keys: value head h has key head h % key heads, else heads
+ * that follow each other share one. */
+void block_delta_net(struct forward *f, uint32_t layer, bool tiled_keys);
+
 /* What happens between a feed-forward network's first products and its last. */
 enum ffn_activation {
     FFN_SWIGLU,       /* silu(gate) * up; with the layer's limit: min(silu(gate), limit) * clamp(up, limit) */
@@ -67,6 +71,8 @@ enum ps_status block_moe(struct forward *f, uint32_t layer, const struct moe_opt
 
 /* Whether a layer has routed experts. */
 bool layer_is_moe(const struct forward *f, uint32_t layer);
+/* Whether it keeps a state instead of keys and values. */
+bool layer_is_recurrent(const struct forward *f, uint32_t layer);
 /* block_moe or block_dense_ffn, as the layer is. */
 enum ps_status block_ffn(struct forward *f, uint32_t layer, enum ffn_activation activation,
                          struct ps_error *err);

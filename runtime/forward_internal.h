@@ -29,7 +29,8 @@ struct forward {
 };
 
 /* Computes the residual stream and hidden[] of n tokens that continue the sequence; the KV cache grows by n when all
- * layers are done. cancel is polled between layers. n <= the chunk that scratch was laid out for. */
+ * layers are done; after a failure it is as before, or empty where there are recurrent layers. cancel is polled between
+ * layers. n <= the chunk that scratch was laid out for. */
 enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t n,
                              const volatile sig_atomic_t *cancel, struct ps_error *err);
 /* Rows [first, first + n) of hidden[] through the output head. */
@@ -61,6 +62,8 @@ void run_matmuls(struct forward *f, const struct matmul_job *jobs, uint32_t n);
 /* The job for all rows of acts; out is [n_tokens][n_rows]. bias may be NULL or absent from the file. */
 struct matmul_job chunk_job(struct forward *f, struct acts *acts, const struct weight *w,
                             const struct weight *bias, float *out);
+/* Rows [begin, begin + n) of a weight. */
+struct weight weight_rows(const struct weight *w, uint64_t begin, uint64_t n);
 /* Scales rows [begin, end) of a product and adds their bias; either may be NULL. */
 void finish_rows(const struct vector_ops *ops, const float *bias, const float *scale, uint64_t begin,
                  uint64_t end, uint32_t n_tokens, float *out, size_t out_stride);

@@ -446,6 +446,28 @@ done:
     return status;
 }
 
+/* ---- rotation along several axes ---- */
+
+enum ps_status hparams_rope_sections(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                                     struct ps_error *err)
+{
+    enum { N_SECTIONS = 4, MAX_SECTION = 4096 };
+    struct rope_hparams *rope = &hp->rope[0];
+    uint32_t sections[N_SECTIONS] = {0};
+    enum ps_status status =
+        hparam_layers_u32(gguf, arch, "rope.dimension_sections", true, N_SECTIONS, sections, err);
+    if (status != PS_OK)
+        return status;
+    for (uint32_t i = 0; i < N_SECTIONS; i++) {
+        if (sections[i] > MAX_SECTION)
+            return ps_error_set(err, PS_ERR_FORMAT, "%s.rope.dimension_sections: %u is out of range", arch,
+                                sections[i]);
+        rope->section_pairs += sections[i];
+    }
+    memcpy(rope->section, sections, sizeof(rope->section));
+    return PS_OK;
+}
+
 /* ---- the whole ---- */
 
 static enum ps_status read_sizes(struct hparams *hp, const struct gguf *gguf, const char *arch,

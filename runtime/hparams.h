@@ -34,6 +34,10 @@ struct rope_hparams {
     float freq_base, freq_scale, ext_factor, attn_factor;
     uint32_t ctx_orig;
     bool factors; /* divided by rope_freqs.weight, where the file has it */
+    /* Of interleaved sections: pair i of each section_pairs belongs to axis i % 3 while below 3 * section[axis]; pairs of none are
+     * not rotated. A text's positions are the same along all three axes. 0: no sections, all are rotated. */
+    uint32_t section_pairs;
+    uint32_t section[3];
 };
 
 /* What may differ between layers. */
@@ -151,6 +155,10 @@ enum ps_status hparams_windows(struct hparams *hp, const struct gguf *gguf, cons
 #define HPARAMS_WINDOW_KEYS                                                                                  \
     "attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa",                    \
         "rope.dimension_count_swa", "attention.key_length_swa", "attention.value_length_swa"
+
+/* Interleaved sections of rope 0, from the key rope.dimension_sections. For a family's hparams function. */
+enum ps_status hparams_rope_sections(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                                     struct ps_error *err);
 
 /* Reads what all transformer families share, then what arch->hparams adds, and checks the whole. Every "<arch>.*" key
  * of the file must be one that is read here or one of arch->known_keys (suffixes that the family reads itself or

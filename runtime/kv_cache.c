@@ -182,12 +182,12 @@ static void clear(struct kv_cache *kv)
     }
 }
 
-void kv_cache_pass_failed(struct kv_cache *kv)
+void kv_cache_chunk_failed(struct kv_cache *kv)
 {
-    bool has_state = false;
+    bool ahead = false;
     for (uint32_t il = 0; il < kv->n_layers; il++)
-        has_state = has_state || kv->layers[il].state_floats > 0;
-    if (!has_state)
+        ahead = ahead || kv->layers[il].state_floats > 0;
+    if (!ahead)
         return;
     clear(kv);
     kv->n_used = 0;

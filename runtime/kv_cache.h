@@ -54,10 +54,8 @@ void kv_cache_make_room(struct kv_cache *kv, uint32_t n);
 /* Forgets tokens from the end until at most n are left: n, or 0 where a window or a state can not go back to n. Returns
  * how many are left. */
 uint32_t kv_cache_truncate(struct kv_cache *kv, uint32_t n);
-
-/* After a pass that failed half way: what it wrote beyond the n_used tokens does no harm, but states that it has moved on
- * are of no use, and the sequence is forgotten where there are any. */
-void kv_cache_pass_failed(struct kv_cache *kv);
+/* After a chunk that failed among the layers: forgets the whole sequence where recurrent layers are ahead of the others. */
+void kv_cache_chunk_failed(struct kv_cache *kv);
 
 /* Rows of a position that is in the cache, and of the first position that is. */
 static inline uint8_t *kv_cache_k(const struct kv_layer *layer, uint32_t head, uint32_t position)

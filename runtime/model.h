@@ -4,6 +4,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/matmul.h"
+#include "kernels/recurrence.h"
 #include "kernels/thread_pool.h"
 #include "kernels/vector_ops.h"
 #include "runtime/arch.h"
@@ -56,6 +57,7 @@ struct ps_model {
     const struct matmul_kernels *matmul;
     const struct vector_ops *ops;
     const struct attention_kernels *attention;
+    const struct recurrence_kernels *recurrence;
     struct thread_pool *pool;
     char threads_reason[80]; /* why it has so many threads */
     struct io_reader *reader;

@@ -28,6 +28,13 @@ def models_with_blocks():
     return present([shared("golden", "base", "deepseek4.gguf")])
 
 
+# Golden models whose layers are of kinds that the three above lack.
+FAMILIES = (
+    "qwen35moe",
+    "qwen3next",
+)
+
+
 def smallest_for_logits(model, *flags):
     return harness.smallest_budget(*harness.logits_command(model, TOKENS, *flags))
 
@@ -121,6 +128,23 @@ class Exactness(harness.TestCase):
     def test_same_for_any_chunk_on_every_instruction_set(self):
         for level in harness.cpu_levels():
             self.assert_axis(*(("--chunk", n, "--threads", 3) for n in (1, 7)), base=("--cpu", level))
+
+    @harness.needs_shared("golden", "base")
+    def test_same_for_any_chunk_threads_and_prefetch_in_every_family(self):
+        for family in FAMILIES:
+            model = shared("golden", "base", family + ".gguf")
+            for level in harness.cpu_levels():
+                for base in (("--cpu", level), ("--cpu", level, "--activations", "f32")):
+                    expected = self.logits(model, TOKENS, *base, *AMPLE)
+                    for flags in self.family_axes(model, base):
+                        with self.subTest(model=family, flags=" ".join(map(str, (*base, *flags)))):
+                            self.assert_same_logits(self.logits(model, TOKENS, *base, *flags), expected)
+
+    def family_axes(self, model, base):
+        yield from (("--chunk", 1), ("--chunk", 7, "--threads", 2), ("--chunk", 64, "--threads", 1))
+        yield from (("--prefetch", "off"), ("--threads", 3, "--chunk", 3))
+        for flags in ((), ("--chunk", 1)):
+            yield (*flags, "--ram", smallest_for_logits(model, *base, *flags))
 
     def test_same_for_any_cache_policy(self):
         policies = harness.cache_policies()
