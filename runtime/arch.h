@@ -28,7 +28,7 @@ enum global_tensor {
     GT_OUTPUT_HC_NORM,
     GT_OUTPUT_HC_DOWN,
     GT_OUTPUT_HC_UP,
-    GT_LAYER_EMBD, /* per-layer embeddings */
+    GT_LAYER_EMBD, /* per-layer embeddings; or those of n-grams, which stay in the file */
     GT_COUNT,
 };
 
@@ -170,8 +170,11 @@ enum tensor_need {
     NEED_IN_COMPRESSED = 1 << 7, /* layers with compressed blocks */
     NEED_IN_INDEXED = 1 << 8,    /* layers that choose cells by an index */
     NEED_IN_BY_TOKEN = 1 << 9,   /* layers whose experts follow from the token id */
+    NEED_IN_NGRAMS = 1 << 14,    /* layers with embeddings of n-grams */
     NEED_IN_ROUTED = 1 << 10,    /* layers whose experts are chosen by score */
     HOLDS_IDS = 1 << 11,         /* the tensor is I32 */
+    IS_MATRIX = 1 << 12,         /* of a product, however narrow: any format will do */
+    STAYS_IN_FILE = 1 << 13, /* a table too large for memory, rows of which are read when they are needed */
 };
 
 struct tensor_rule {
@@ -213,5 +216,6 @@ extern const uint32_t N_GLOBAL_RULES;
 
 extern const struct arch ARCH_DEEPSEEK4;
 extern const struct arch ARCH_LLAMA, ARCH_OLMOE, ARCH_QWEN2MOE, ARCH_QWEN35MOE, ARCH_QWEN3MOE, ARCH_QWEN3NEXT;
+extern const struct arch ARCH_QWEN4EXP;
 
 #endif

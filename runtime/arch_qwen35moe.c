@@ -40,7 +40,7 @@ static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struc
 static enum ps_status layer(struct forward *f, uint32_t il, struct ps_error *err)
 {
     if (layer_is_recurrent(f, il))
-        block_delta_net(f, il, true);
+        block_delta_net(f, il, &(struct delta_net_options){.tiled_keys = true});
     else
         block_attention(f, il, &(struct attention_options){.rope = ROPE_NEOX, .gate_in_q = true});
     return block_ffn(f, il, FFN_SWIGLU, err);

@@ -131,12 +131,12 @@ static void attend_combine(void *arg, uint32_t index, unsigned worker)
     a->f->model->attention->combine(&a->args, &a->work, index);
 }
 
-void attend(struct forward *f, uint32_t layer)
+void attend(struct forward *f, uint32_t layer, uint32_t n_tokens)
 {
     const struct layer_hparams *l = &f->model->hp.layer[layer];
     const struct kv_layer *kv = &f->kv->layers[layer];
     const struct weight *sinks = &f->model->layers[layer].w[LT_ATTN_SINKS];
-    for (uint32_t t = 0; t < f->n_tokens; t++)
+    for (uint32_t t = 0; t < n_tokens; t++)
         f->s.rows[t] = f->s.positions[t] - (int32_t)kv->first;
     struct attend_args a = {
         .f = f,
@@ -152,7 +152,7 @@ void attend(struct forward *f, uint32_t layer)
                  .out = f->s.attended,
                  .out_stride = (size_t)l->n_head * l->head_dim_v,
                  .pos = f->s.rows,
-                 .n_tokens = f->n_tokens,
+                 .n_tokens = n_tokens,
                  .n_head = l->n_head,
                  .n_kv_head = l->n_kv_head,
                  .head_dim_k = l->head_dim_k,
@@ -192,7 +192,7 @@ static void gate_token(struct forward *f, uint32_t token, void *arg)
         ops->scale(row + (size_t)h * l->head_dim_v, row + (size_t)h * l->head_dim_v, gate[h], l->head_dim_v);
 }
 
-void attention_output(struct forward *f, uint32_t layer)
+static void project_output(struct forward *f, uint32_t layer)
 {
     const struct hparams *hp = &f->model->hp;
     const struct weight *w = f->model->layers[layer].w;
@@ -203,7 +203,12 @@ void attention_output(struct forward *f, uint32_t layer)
         job.scale = &hp->attention_out_scale;
     run_matmuls(f, &job, 1);
     step_part_done(&f->parts, PS_PART_TRUNK);
-    add_branch(f, f->s.branch, &w[LT_ATTN_POST_NORM]);
+}
+
+void attention_output(struct forward *f, uint32_t layer)
+{
+    project_output(f, layer);
+    add_branch(f, f->s.branch, &f->model->layers[layer].w[LT_ATTN_POST_NORM]);
 }
 
 /* ---- the block ---- */
@@ -254,18 +259,26 @@ void block_attention(struct forward *f, uint32_t layer, const struct attention_o
 {
     const struct layer_hparams *l = &f->model->hp.layer[layer];
     const struct weight *w = f->model->layers[layer].w;
-    norm_chunk(f, &w[LT_ATTN_NORM], &w[LT_ATTN_NORM_BIAS], f->s.x, f->s.normed);
-    step_part_done(&f->parts, PS_PART_NORMS);
+    if (!options->input_ready) {
+        norm_chunk(f, &w[LT_ATTN_NORM], &w[LT_ATTN_NORM_BIAS], f->s.x, f->s.normed);
+        step_part_done(&f->parts, PS_PART_NORMS);
+    }
     project(f, layer, options);
     step_part_done(&f->parts, PS_PART_TRUNK);
     struct qkv_args args = {.layer = layer, .options = options};
     for_each_token(f, finish_qkv, &args);
-    attend(f, layer);
+    if (options->attend)
+        options->attend(f, layer);
+    else
+        attend(f, layer, f->n_tokens);
     if (w[LT_ATTN_GATE].format || options->gate_in_q) {
         struct gate_args gate = {.layer = layer,
                                  .per_head = w[LT_ATTN_GATE].format && w[LT_ATTN_GATE].n_rows == l->n_head};
         for_each_token(f, gate_token, &gate);
     }
     step_part_done(&f->parts, PS_PART_ATTENTION);
-    attention_output(f, layer);
+    if (options->keep_branch)
+        project_output(f, layer);
+    else
+        attention_output(f, layer);
 }

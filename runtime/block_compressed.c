@@ -122,9 +122,7 @@ static void add_place(struct forward *f, uint32_t token, const struct compressed
                       const struct weight *places, float *scores)
 {
     uint32_t place = (f->position + token) % f->model->hp.layer[a->layer].block;
-    float *row = mixer_at(f, token, a->m.work);
-    places->format->dequantize((const uint8_t *)places->data + place * places->row_bytes, row,
-                               places->n_cols);
+    const float *row = weight_row_floats(places, place, mixer_at(f, token, a->m.work));
     f->model->ops->add(scores, scores, row, places->n_cols);
 }
 
@@ -310,9 +308,7 @@ static void project_output(struct forward *f, const struct compressed_args *a)
     for (uint32_t g = 0; g < hp->n_out_groups;) {
         uint32_t n = 0;
         for (; n < MAX_JOBS && g < hp->n_out_groups; n++, g++) {
-            rows[n] = w[LT_ATTN_OUTPUT_A];
-            rows[n].data = (const uint8_t *)rows[n].data + (size_t)g * hp->out_rank * rows[n].row_bytes;
-            rows[n].n_rows = hp->out_rank;
+            rows[n] = weight_rows(&w[LT_ATTN_OUTPUT_A], (uint64_t)g * hp->out_rank, hp->out_rank);
             jobs[n] = (struct matmul_job){.w = &rows[n],
                                           .acts = acts + g * stride,
                                           .act_stride = hp->n_out_groups * stride,
@@ -382,7 +378,7 @@ void block_compressed_attention(struct forward *f, uint32_t layer)
                                       .stride = hp->mixer_floats};
         attend_gathered(f, layer, 0, l->index_dim > 0 ? &index : NULL);
     } else {
-        attend(f, layer);
+        attend(f, layer, f->n_tokens);
     }
     for_each_token(f, rotate_back, &a);
     step_part_done(&f->parts, PS_PART_ATTENTION);

@@ -81,6 +81,7 @@ uint64_t dim_delta_beta_alpha(const struct hparams *hp, const struct layer_hpara
 
 struct delta_args {
     struct parts p;
+    const struct delta_net_options *options;
     const struct weight *w;
 };
 
@@ -171,7 +172,7 @@ static void prepare_token(struct forward *f, uint32_t token, void *arg)
     ops->exp(decay, decay, n);
 }
 
-/* silu(z) * norm of each head's output. */
+/* silu(z), or sigmoid(z), * norm of each head's output. */
 static void gate_token(struct forward *f, uint32_t token, void *arg)
 {
     const struct delta_args *a = arg;
@@ -182,12 +183,18 @@ static void gate_token(struct forward *f, uint32_t token, void *arg)
         float *head = out + (size_t)h * a->p.head_dim;
         ops->rms_norm(head, head, a->w[LT_SSM_NORM].data, a->p.head_dim, f->model->hp.norm_eps);
     }
-    ops->swiglu(out, mixer + a->p.z, out, a->p.value_dim);
+    float *z = mixer + a->p.z;
+    if (!a->options->sigmoid_gate) {
+        ops->swiglu(out, z, out, a->p.value_dim);
+        return;
+    }
+    ops->sigmoid(z, z, a->p.value_dim);
+    ops->mul(out, out, z, a->p.value_dim);
 }
 
 /* ---- the block ---- */
 
-static void mix(struct forward *f, uint32_t layer, const struct delta_args *a, bool tiled)
+static void mix(struct forward *f, uint32_t layer, const struct delta_args *a)
 {
     const struct hparams *hp = &f->model->hp;
     const struct parts *p = &a->p;
@@ -207,7 +214,7 @@ static void mix(struct forward *f, uint32_t layer, const struct delta_args *a, b
         f, &(struct recurrence_job){.n_heads = p->n_heads,
                                     .n_values = p->head_dim,
                                     .n_key_heads = p->n_key_heads,
-                                    .tiled = tiled,
+                                    .tiled = a->options->tiled_keys,
                                     .args = {.state = window + (size_t)(hp->ssm.conv_kernel - 1) * p->conv,
                                              .n_keys = p->head_dim,
                                              .delta = true,
@@ -226,15 +233,19 @@ static void mix(struct forward *f, uint32_t layer, const struct delta_args *a, b
     for_each_token(f, gate_token, (void *)(uintptr_t)a);
 }
 
-void block_delta_net(struct forward *f, uint32_t layer, bool tiled_keys)
+void block_delta_net(struct forward *f, uint32_t layer, const struct delta_net_options *options)
 {
     const struct weight *w = f->model->layers[layer].w;
-    struct delta_args args = {.p = parts_of(&f->model->hp), .w = w};
-    norm_chunk(f, &w[LT_ATTN_NORM], &w[LT_ATTN_NORM_BIAS], f->s.x, f->s.normed);
-    step_part_done(&f->parts, PS_PART_NORMS);
+    struct delta_args args = {.p = parts_of(&f->model->hp), .w = w, .options = options};
+    if (!options->input_ready) {
+        norm_chunk(f, &w[LT_ATTN_NORM], &w[LT_ATTN_NORM_BIAS], f->s.x, f->s.normed);
+        step_part_done(&f->parts, PS_PART_NORMS);
+    }
     project(f, &args);
     step_part_done(&f->parts, PS_PART_TRUNK);
-    mix(f, layer, &args, tiled_keys);
+    mix(f, layer, &args);
     step_part_done(&f->parts, PS_PART_ATTENTION);
-    mixer_output(f, layer, &w[LT_SSM_OUT], args.p.v);
+    mixer_product(f, &w[LT_SSM_OUT], args.p.v);
+    if (!options->keep_branch)
+        add_branch(f, f->s.branch, &w[LT_ATTN_POST_NORM]);
 }

@@ -74,6 +74,15 @@ const void *acts_for(struct forward *f, struct acts *acts, const struct weight *
     return acts->rounded[type];
 }
 
+const float *weight_row_floats(const struct weight *w, uint64_t row, float *room)
+{
+    const void *data = (const uint8_t *)w->data + row * w->row_bytes;
+    if (w->format->type == BLOCK_F32)
+        return data;
+    w->format->dequantize(data, room, w->n_cols);
+    return room;
+}
+
 /* ---- parallel products ---- */
 
 struct matmul_region {

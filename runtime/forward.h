@@ -26,6 +26,11 @@ struct attention_options {
     bool norm_values;     /* so are values */
     bool gate_in_q;       /* attn_q has [query | gate] per head; sigmoid(gate) scales the output */
     bool scale_q;         /* by hparams.temperature */
+    bool input_ready;     /* scratch.normed holds the input; else norm(x) is made */
+    bool keep_branch;     /* the output stays in scratch.branch and is not added to x */
+    /* scratch.attended from scratch.q and the cache; scratch.normed still holds the input. NULL: all cells that the token
+     * sees. */
+    void (*attend)(struct forward *f, uint32_t layer);
 };
 
 /* x += attention(norm(x)): norm, q/k/v with biases, q/k norms, RoPE, KV cache, attention (sinks, window), gate, output
@@ -33,9 +38,16 @@ struct attention_options {
  * Leaves norm(x) in scratch.normed. */
 void block_attention(struct forward *f, uint32_t layer, const struct attention_options *options);
 
-/* x += gated delta net(norm(x)): its state in the KV cache. tiled_keys: value head h has key head h % key heads, else heads
- * that follow each other share one. */
-void block_delta_net(struct forward *f, uint32_t layer, bool tiled_keys);
+struct delta_net_options {
+    bool
+        tiled_keys; /* value head h has key head h % key heads; else heads that follow each other share one */
+    bool sigmoid_gate; /* of the output; else silu */
+    bool input_ready;  /* as of attention */
+    bool keep_branch;
+};
+
+/* x += gated delta net(norm(x)): its state in the KV cache. */
+void block_delta_net(struct forward *f, uint32_t layer, const struct delta_net_options *options);
 
 /* What happens between a feed-forward network's first products and its last. */
 enum ffn_activation {

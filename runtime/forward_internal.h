@@ -64,6 +64,8 @@ struct matmul_job chunk_job(struct forward *f, struct acts *acts, const struct w
                             const struct weight *bias, float *out);
 /* Rows [begin, begin + n) of a weight. */
 struct weight weight_rows(const struct weight *w, uint64_t begin, uint64_t n);
+/* A row as floats: where it lies, or in room [n_cols]. */
+const float *weight_row_floats(const struct weight *w, uint64_t row, float *room);
 /* Scales rows [begin, end) of a product and adds their bias; either may be NULL. */
 void finish_rows(const struct vector_ops *ops, const float *bias, const float *scale, uint64_t begin,
                  uint64_t end, uint32_t n_tokens, float *out, size_t out_stride);
@@ -114,8 +116,8 @@ void rotate_heads(const struct forward *f, uint32_t layer, uint32_t token, enum 
                   float *heads, uint32_t n_heads, uint32_t head_dim);
 /* n_rot/2 cosines and sines of rope `index` for a position that need not be in the chunk. */
 void rope_angles(const struct forward *f, uint32_t index, uint32_t position, float *cosines, float *sines);
-/* scratch.attended = attention of scratch.q over the cache. */
-void attend(struct forward *f, uint32_t layer);
+/* scratch.attended of the chunk's first n_tokens = attention of scratch.q over the cache. */
+void attend(struct forward *f, uint32_t layer, uint32_t n_tokens);
 /* x += norm(output(attended)), with what the layer has of gate, bias and norm. */
 void attention_output(struct forward *f, uint32_t layer);
 

@@ -53,6 +53,7 @@ struct layer_hparams {
     uint32_t block;        /* tokens of a block; 0: nothing is kept per block */
     bool compressed;       /* one more key per block, which stays where a window has left the block behind */
     uint32_t most_chosen;  /* cells of a full layer, or compressed blocks, that a token sees; 0: all */
+    bool ngrams;           /* adds embeddings of n-grams before its attention */
     bool experts_by_token; /* the token id says which experts are used */
     uint64_t state_floats; /* recurrent state of a sequence, zero at its start */
     uint32_t n_ff;         /* dense FFN */
@@ -76,6 +77,19 @@ struct ssm_hparams {
 struct hyper_hparams {
     float eps;           /* DeepSeek-V4: */
     uint32_t iterations; /* of the normalization of rows and columns */
+    uint32_t low_rank;   /* Qwen4-Exp: of the gates */
+};
+
+/* Embeddings of the last tokens by hashing (Qwen4-Exp): a head per row that a token looks up. */
+enum { MAX_NGRAM = 8, MAX_NGRAM_HEADS = 64 };
+struct ngram_hparams {
+    uint32_t size;    /* tokens of the longest n-gram; 0: the model has none */
+    uint32_t n_heads; /* so many for each length from 2 to size, which heads_per_ngram says */
+    uint32_t heads_per_ngram;
+    uint32_t head_dim, taps, end_token;
+    uint64_t n_rows; /* of the table */
+    uint64_t multiplier[MAX_NGRAM];
+    uint64_t offset[MAX_NGRAM_HEADS], modulus[MAX_NGRAM_HEADS]; /* each head's rows */
 };
 
 /* The lightning indexer (DeepSeek-V3.2): scores by which cells are chosen. */
@@ -118,6 +132,7 @@ struct hparams {
     struct ssm_hparams ssm;
     struct hyper_hparams hyper;
     struct index_hparams index;
+    struct ngram_hparams ngram;
     uint32_t n_out_groups,
         out_rank;              /* the output projection in two steps, the first one by groups of heads */
     uint32_t widest_mixer_row; /* that a block has rounded, beside the inputs of trunk matrices */

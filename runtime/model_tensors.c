@@ -51,7 +51,8 @@ static enum ps_status make_weight(const struct ps_model *model, const struct ggu
     enum ps_status status = ids ? PS_OK : find_format(tensor->name, tensor->type, &format, err);
     if (status != PS_OK)
         return status;
-    if (!ids && (rule->rows == dim_one || cols < MIN_MATRIX_COLS) && tensor->type != BLOCK_F32)
+    bool small = (rule->rows == dim_one || cols < MIN_MATRIX_COLS) && !(rule->need & IS_MATRIX);
+    if (!ids && small && tensor->type != BLOCK_F32)
         return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: a vector in %s is not supported, only f32",
                             tensor->name, format->name);
     *w = (struct weight){.format = format,
@@ -84,7 +85,7 @@ static unsigned layer_kinds(const struct layer_hparams *l, bool moe)
            (attends && l->window > 0 ? NEED_IN_WINDOWED : 0u) |
            (attends && l->window == 0 ? NEED_IN_FULL : 0u) |
            (attends && l->compressed ? NEED_IN_COMPRESSED : 0u) |
-           (attends && l->index_dim > 0 ? NEED_IN_INDEXED : 0u) |
+           (attends && l->index_dim > 0 ? NEED_IN_INDEXED : 0u) | (l->ngrams ? NEED_IN_NGRAMS : 0u) |
            (l->experts_by_token ? NEED_IN_BY_TOKEN : NEED_IN_ROUTED);
 }
 
@@ -96,6 +97,7 @@ static bool applies(unsigned need, unsigned is)
                                      NEED_IN_WINDOWED | NEED_IN_FULL,
                                      NEED_IN_COMPRESSED,
                                      NEED_IN_INDEXED,
+                                     NEED_IN_NGRAMS,
                                      NEED_IN_BY_TOKEN | NEED_IN_ROUTED};
     for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
         if ((need & lines[i]) && !(need & is & lines[i]))
@@ -126,6 +128,10 @@ static enum ps_status bind_rule(struct binding *binding, struct group_place *pla
     model->act_mask |= 1u << w->format->act;
     uint32_t index = (uint32_t)(tensor - gguf_tensor_at(model->gguf, 0));
     binding->claimed[index] = true;
+    if (rule->need & STAYS_IN_FILE) {
+        model->stored = (struct stored_rows){.file = tensor->file, .offset = tensor->offset, .rows = *w};
+        return PS_OK;
+    }
     group->id[group->n] = rule->id;
     place->indices[group->n++] = index;
     return PS_OK;

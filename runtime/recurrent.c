@@ -198,11 +198,16 @@ void normalize_heads(const struct forward *f, float *row, uint32_t n_heads, uint
     }
 }
 
-void mixer_output(struct forward *f, uint32_t layer, const struct weight *w, size_t at)
+void mixer_product(struct forward *f, const struct weight *w, size_t at)
 {
     struct acts acts = acts_of(f, f->s.mixer + at, f->model->hp.mixer_floats, f->n_tokens, w->n_cols);
     struct matmul_job job = chunk_job(f, &acts, w, NULL, f->s.branch);
     run_matmuls(f, &job, 1);
     step_part_done(&f->parts, PS_PART_TRUNK);
+}
+
+void mixer_output(struct forward *f, uint32_t layer, const struct weight *w, size_t at)
+{
+    mixer_product(f, w, at);
     add_branch(f, f->s.branch, &f->model->layers[layer].w[LT_ATTN_POST_NORM]);
 }

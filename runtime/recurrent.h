@@ -66,6 +66,8 @@ void run_recurrence(struct forward *f, const struct recurrence_job *job);
 
 /* Rows of n_heads heads to length 1, times scale. */
 void normalize_heads(const struct forward *f, float *row, uint32_t n_heads, uint32_t head_dim, float scale);
+/* scratch.branch = w times the rows at `at` of scratch.mixer. */
+void mixer_product(struct forward *f, const struct weight *w, size_t at);
 /* x += w times the rows at `at` of scratch.mixer. */
 void mixer_output(struct forward *f, uint32_t layer, const struct weight *w, size_t at);
 

@@ -57,6 +57,8 @@ struct scratch {
     uint32_t *chosen_blocks;
     float *index_tiles; /* per thread: [index heads][INDEX_TILE] */
 
+    uint8_t *stored; /* stored_rows_buffer; NULL: the model keeps all weights in memory */
+
     float
         *router; /* [T][n_expert] scores, after route(): probabilities or the like, without selection bias */
     float *preference;      /* [T][n_expert] by which experts are chosen, where that differs from scores */

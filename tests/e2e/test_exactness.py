@@ -25,7 +25,7 @@ def models():
 
 def models_with_blocks():
     """Whose attention works on blocks of tokens, with what is left of a block carried from chunk to chunk."""
-    return present([shared("golden", "base", "deepseek4.gguf")])
+    return present([shared("golden", "base", "deepseek4.gguf"), shared("golden", "base", "qwen4exp.gguf")])
 
 
 # Golden models whose layers are of kinds that the three above lack.
