@@ -104,8 +104,9 @@ const struct tensor_rule GLOBAL_RULES[] = {
 };
 const uint32_t N_GLOBAL_RULES = sizeof(GLOBAL_RULES) / sizeof(GLOBAL_RULES[0]);
 
-static const struct arch *const ARCHS[] = {&ARCH_DEEPSEEK4, &ARCH_LLAMA,    &ARCH_OLMOE,     &ARCH_QWEN2MOE,
-                                           &ARCH_QWEN35MOE, &ARCH_QWEN3MOE, &ARCH_QWEN3NEXT, &ARCH_QWEN4EXP};
+static const struct arch *const ARCHS[] = {&ARCH_DEEPSEEK4, &ARCH_LLAMA,     &ARCH_MINIMAX_M3,
+                                           &ARCH_OLMOE,     &ARCH_QWEN2MOE,  &ARCH_QWEN35MOE,
+                                           &ARCH_QWEN3MOE,  &ARCH_QWEN3NEXT, &ARCH_QWEN4EXP};
 
 const struct arch *arch_at(uint32_t index)
 {

@@ -215,6 +215,7 @@ extern const struct tensor_rule GLOBAL_RULES[];
 extern const uint32_t N_GLOBAL_RULES;
 
 extern const struct arch ARCH_DEEPSEEK4;
+extern const struct arch ARCH_MINIMAX_M3;
 extern const struct arch ARCH_LLAMA, ARCH_OLMOE, ARCH_QWEN2MOE, ARCH_QWEN35MOE, ARCH_QWEN3MOE, ARCH_QWEN3NEXT;
 extern const struct arch ARCH_QWEN4EXP;
 

@@ -5,6 +5,7 @@
 #include "runtime/arch.h"
 #include "runtime/block_compressed.h"
 #include "runtime/block_hyper.h"
+#include "runtime/block_index.h"
 
 enum {
     INDEXED_BLOCK = 4, /* the two sizes of blocks that the family has: those that an index chooses among, */
@@ -163,11 +164,6 @@ static enum ps_status check(const struct hparams *hp, struct ps_error *err)
         return ps_error_set(err, PS_ERR_FORMAT,
                             "deepseek4.hyper_connection.sinkhorn_iterations: %u is not within 1..1000",
                             hp->hyper.iterations);
-    if (hp->index.head_dim % 32 != 0 || hp->index.head_dim < hp->rope[1].n_rot)
-        return ps_error_set(err, PS_ERR_UNSUPPORTED,
-                            "deepseek4.attention.indexer.key_length: %u is no multiple of 32, or has less "
-                            "than the %u values that are rotated",
-                            hp->index.head_dim, hp->rope[1].n_rot);
     if (hp->n_expert == 0)
         return ps_error_set(err, PS_ERR_FORMAT, "deepseek4.expert_count: there are no experts");
     for (uint32_t il = 0; il < hp->n_layers; il++) {
@@ -214,7 +210,8 @@ static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struc
                              err)) != PS_OK ||
         (status = hparam_f32(gguf, name, "hyper_connection.epsilon", true, &hp->hyper.eps, err)) != PS_OK ||
         (status = read_ropes(hp, gguf, err)) != PS_OK || (status = read_limits(hp, gguf, err)) != PS_OK ||
-        (status = read_blocks(hp, gguf, err)) != PS_OK || (status = check(hp, err)) != PS_OK)
+        (status = read_blocks(hp, gguf, err)) != PS_OK ||
+        (status = check_index_dim(hp, name, err)) != PS_OK || (status = check(hp, err)) != PS_OK)
         return status;
     return set_sizes(hp, err);
 }

@@ -3,21 +3,9 @@
 #include "runtime/arch.h"
 #include "runtime/block_gated_streams.h"
 #include "runtime/block_hyper.h"
+#include "runtime/block_index.h"
 #include "runtime/block_ngrams.h"
-#include "runtime/block_pooled_index.h"
 #include "runtime/recurrent.h"
-
-static uint64_t dim_index_q(const struct hparams *hp, const struct layer_hparams *l)
-{
-    (void)l;
-    return (uint64_t)hp->index.n_head * hp->index.head_dim;
-}
-
-static uint64_t dim_index_head(const struct hparams *hp, const struct layer_hparams *l)
-{
-    (void)l;
-    return hp->index.head_dim;
-}
 
 /* All attention layers have an index in the file; those without blocks do not use it. */
 static const struct tensor_rule RULES[] = {
@@ -100,11 +88,8 @@ static enum ps_status read_index(struct hparams *hp, const struct gguf *gguf, st
         (status = hparam_layers_u32(gguf, NAME, "attention.compress_ratios", false, hp->n_layers, blocks,
                                     err)) != PS_OK)
         return status;
-    if (hp->index.head_dim % 32 != 0 || hp->index.head_dim < hp->rope[0].n_rot)
-        return ps_error_set(err, PS_ERR_UNSUPPORTED,
-                            "%s.attention.indexer.key_length: %u is no multiple of 32, or has less than the "
-                            "%u values that are rotated",
-                            NAME, hp->index.head_dim, hp->rope[0].n_rot);
+    if ((status = check_index_dim(hp, NAME, err)) != PS_OK)
+        return status;
     for (uint32_t il = 0; il < hp->n_layers; il++) {
         struct layer_hparams *l = &hp->layer[il];
         if (l->recurrent || blocks[il] == 0)
@@ -116,7 +101,7 @@ static enum ps_status read_index(struct hparams *hp, const struct gguf *gguf, st
         l->block = blocks[il];
         l->index_dim = hp->index.head_dim;
         l->most_chosen = top / blocks[il] * blocks[il] + blocks[il] - 1;
-        l->state_floats = pooled_index_state(l);
+        l->state_floats = index_state(l);
     }
     return PS_OK;
 }
@@ -142,7 +127,7 @@ static enum ps_status set_sizes(struct hparams *hp, struct ps_error *err)
     for (uint32_t il = 0; il < hp->n_layers; il++) {
         struct layer_hparams *l = &hp->layer[il];
         l->state_floats += l->ngrams ? ngram_state(hp) : 0;
-        if ((status = hparams_want_mixer(hp, NAME, pooled_index_mixer(hp, l), err)) != PS_OK)
+        if ((status = hparams_want_mixer(hp, NAME, index_mixer(hp, l), err)) != PS_OK)
             return status;
     }
     if ((status = hparams_want_mixer(hp, NAME, gated_streams_mixer(hp), err)) != PS_OK ||
@@ -183,7 +168,7 @@ static enum ps_status layer(struct forward *f, uint32_t il, struct ps_error *err
                                                     .gate_in_q = true,
                                                     .input_ready = true,
                                                     .keep_branch = true,
-                                                    .attend = attend_pooled_index});
+                                                    .attend = attend_by_index});
     gated_streams_end(f, f->s.branch);
     gated_streams_begin(f, il, BRANCH_FFN);
     struct moe_options options = {.activation = FFN_SWIGLU, .input_ready = true, .out = f->s.normed};

@@ -5,6 +5,7 @@
 
 #include "runtime/block_gather.h"
 #include "runtime/block_hyper.h"
+#include "runtime/block_index.h"
 
 /* ---- sizes ---- */
 
@@ -37,22 +38,10 @@ uint64_t dim_q_rank(const struct hparams *hp, const struct layer_hparams *l)
     return hp->mla.q_rank;
 }
 
-uint64_t dim_index_head(const struct hparams *hp, const struct layer_hparams *l)
-{
-    (void)l;
-    return hp->index.head_dim;
-}
-
 uint64_t dim_index_heads(const struct hparams *hp, const struct layer_hparams *l)
 {
     (void)l;
     return hp->index.n_head;
-}
-
-uint64_t dim_index_q(const struct hparams *hp, const struct layer_hparams *l)
-{
-    (void)l;
-    return (uint64_t)hp->index.n_head * hp->index.head_dim;
 }
 
 uint64_t dim_out_group(const struct hparams *hp, const struct layer_hparams *l)

@@ -51,6 +51,7 @@ struct layer_hparams {
     bool v_in_k;           /* values are the first head_dim_v of the key: nothing else is cached */
     uint32_t index_dim;    /* one more cached row per token, or per block, for choosing cells; 0: none */
     uint32_t block;        /* tokens of a block; 0: nothing is kept per block */
+    bool index_by_cell;    /* index rows are kept per token even so, and each head of keys chooses blocks */
     bool compressed;       /* one more key per block, which stays where a window has left the block behind */
     uint32_t most_chosen;  /* cells of a full layer, or compressed blocks, that a token sees; 0: all */
     bool ngrams;           /* adds embeddings of n-grams before its attention */
@@ -95,6 +96,7 @@ struct ngram_hparams {
 /* The lightning indexer (DeepSeek-V3.2): scores by which cells are chosen. */
 struct index_hparams {
     uint32_t n_head, head_dim;
+    uint32_t last_blocks; /* that are always chosen, the token's own among them */
 };
 
 struct hparams {

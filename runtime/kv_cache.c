@@ -23,6 +23,11 @@ static uint64_t index_bytes(const struct layer_hparams *l, enum kv_type type)
     return l->index_dim ? kv_row_bytes(type, l->index_dim) : 0;
 }
 
+static bool index_by_block(const struct layer_hparams *l)
+{
+    return l->block && !l->index_by_cell;
+}
+
 /* Rows of all heads for one position. */
 static uint64_t cell_bytes(const struct layer_hparams *l, enum kv_type type)
 {
@@ -30,7 +35,7 @@ static uint64_t cell_bytes(const struct layer_hparams *l, enum kv_type type)
         return 0;
     uint64_t k = kv_row_bytes(type, l->head_dim_k);
     uint64_t v = l->v_in_k ? 0 : kv_row_bytes(type, l->head_dim_v);
-    return l->n_kv_head * (k + v) + (l->block ? 0 : index_bytes(l, type));
+    return l->n_kv_head * (k + v) + (index_by_block(l) ? 0 : index_bytes(l, type));
 }
 
 /* Rows of one block. */
@@ -38,7 +43,8 @@ static uint64_t block_bytes(const struct layer_hparams *l, enum kv_type type)
 {
     if (!has_cells(l) || !l->block)
         return 0;
-    return index_bytes(l, type) + (l->compressed ? kv_row_bytes(type, l->head_dim_k) : 0);
+    return (index_by_block(l) ? index_bytes(l, type) : 0) +
+           (l->compressed ? kv_row_bytes(type, l->head_dim_k) : 0);
 }
 
 /* A windowed layer keeps the window, a chunk, and as much again as makes moving rows rare. */
@@ -91,7 +97,8 @@ static uint64_t lay_out(struct kv_layer *layer, const struct layer_hparams *l, e
     uint64_t heads = (uint64_t)layer->n_kv_head * layer->cells;
     uint64_t v = round_up(heads * layer->k_row, LINE);
     uint64_t index = v + round_up(heads * layer->v_row, LINE);
-    uint64_t blocks = index + round_up((layer->block ? n_blocks : layer->cells) * layer->index_row, LINE);
+    uint64_t blocks =
+        index + round_up((index_by_block(l) ? n_blocks : layer->cells) * layer->index_row, LINE);
     uint64_t state = blocks + round_up(n_blocks * layer->block_row, LINE);
     uint64_t end = state + round_up(layer->state_floats * sizeof(float), LINE);
     if (base) {

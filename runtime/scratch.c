@@ -99,9 +99,10 @@ static void size_gathering(struct scratch *s, const struct hparams *hp, enum kv_
         s->gathered_bytes = max_u64(s->gathered_bytes, l->n_kv_head * cells * row);
         s->gathered_partial_floats =
             max_u64(s->gathered_partial_floats, attention_partial_floats(&args, cells));
-        s->chosen_block_ids = max_u64(s->chosen_block_ids, l->block ? ctx / l->block : ctx);
+        uint64_t blocks = (l->index_by_cell ? l->n_kv_head : 1ull) * (ctx / l->block);
+        s->chosen_block_ids = max_u64(s->chosen_block_ids, blocks);
         if (l->index_dim > 0)
-            s->index_score_floats = s->chosen_block_ids;
+            s->index_score_floats = max_u64(s->index_score_floats, blocks);
     }
 }
 

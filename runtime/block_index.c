@@ -1,4 +1,4 @@
-#include "runtime/block_pooled_index.h"
+#include "runtime/block_index.h"
 
 #include <string.h>
 
@@ -18,21 +18,45 @@ static struct index_parts parts_of(const struct hparams *hp, const struct layer_
     return p;
 }
 
-uint64_t pooled_index_mixer(const struct hparams *hp, const struct layer_hparams *l)
+uint64_t dim_index_q(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return (uint64_t)hp->index.n_head * hp->index.head_dim;
+}
+
+uint64_t dim_index_head(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return hp->index.head_dim;
+}
+
+uint64_t index_mixer(const struct hparams *hp, const struct layer_hparams *l)
 {
     return l->index_dim > 0 ? parts_of(hp, l).end : 0;
 }
 
-uint64_t pooled_index_state(const struct layer_hparams *l)
+uint64_t index_state(const struct layer_hparams *l)
 {
-    return (uint64_t)l->block * l->index_dim;
+    return l->index_by_cell ? 0 : (uint64_t)l->block * l->index_dim;
 }
 
-struct pool_args {
+enum ps_status check_index_dim(const struct hparams *hp, const char *arch, struct ps_error *err)
+{
+    enum { ROW_VALUES = 32 };
+    uint32_t n_rot = hp->rope[hp->n_ropes - 1].n_rot;
+    if (hp->index.head_dim % ROW_VALUES == 0 && hp->index.head_dim >= n_rot)
+        return PS_OK;
+    return ps_error_set(err, PS_ERR_UNSUPPORTED,
+                        "%s.attention.indexer.key_length: %u is no multiple of %d, or has less than the %u "
+                        "values that are rotated",
+                        arch, hp->index.head_dim, ROW_VALUES, n_rot);
+}
+
+struct index_args {
     struct forward *f;
     uint32_t layer;
     struct index_parts p;
-    uint32_t first_block; /* that ends within the chunk */
+    uint32_t first_block; /* by block: that ends within the chunk */
 };
 
 static float *mixer_at(const struct forward *f, uint32_t token, uint64_t at)
@@ -40,9 +64,8 @@ static float *mixer_at(const struct forward *f, uint32_t token, uint64_t at)
     return f->s.mixer + (size_t)token * f->model->hp.mixer_floats + at;
 }
 
-static void finish_query(struct forward *f, uint32_t token, void *arg)
+static void finish_query(struct forward *f, uint32_t token, const struct index_args *a)
 {
-    const struct pool_args *a = arg;
     const struct index_hparams *index = &f->model->hp.index;
     const float *norm = f->model->layers[a->layer].w[LT_INDEX_Q_NORM].data;
     float *q = mixer_at(f, token, 0);
@@ -53,7 +76,28 @@ static void finish_query(struct forward *f, uint32_t token, void *arg)
     rotate_heads(f, a->layer, token, ROPE_NEOX, q, index->n_head, index->head_dim);
 }
 
-static const float *key_of(const struct forward *f, const struct pool_args *a, uint32_t position)
+/* By cell: a token's own key. */
+static void store_key(struct forward *f, uint32_t token, const struct index_args *a)
+{
+    const struct hparams *hp = &f->model->hp;
+    const struct kv_layer *kv = &f->kv->layers[a->layer];
+    float *key = mixer_at(f, token, a->p.key);
+    f->model->ops->rms_norm(key, key, f->model->layers[a->layer].w[LT_INDEX_K_NORM].data, hp->index.head_dim,
+                            hp->norm_eps);
+    rotate_heads(f, a->layer, token, ROPE_NEOX, key, 1, hp->index.head_dim);
+    kv_row_store(f->kv->type, f->model->ops, f->model->matmul,
+                 kv->index + (size_t)(f->position + token) * kv->index_row, key, hp->index.head_dim);
+}
+
+static void finish_token(struct forward *f, uint32_t token, void *arg)
+{
+    const struct index_args *a = arg;
+    finish_query(f, token, a);
+    if (f->model->hp.layer[a->layer].index_by_cell)
+        store_key(f, token, a);
+}
+
+static const float *key_of(const struct forward *f, const struct index_args *a, uint32_t position)
 {
     const struct kv_layer *kv = &f->kv->layers[a->layer];
     if (position >= f->position)
@@ -64,7 +108,7 @@ static const float *key_of(const struct forward *f, const struct pool_args *a, u
 static void pool_block(void *arg, uint32_t i, unsigned worker)
 {
     (void)worker;
-    const struct pool_args *a = arg;
+    const struct index_args *a = arg;
     struct forward *f = a->f;
     const struct hparams *hp = &f->model->hp;
     const struct vector_ops *ops = f->model->ops;
@@ -87,7 +131,7 @@ static void pool_block(void *arg, uint32_t i, unsigned worker)
                  (uint32_t)n);
 }
 
-static void pool_blocks(struct forward *f, struct pool_args *a)
+static void pool_blocks(struct forward *f, struct index_args *a)
 {
     const struct kv_layer *kv = &f->kv->layers[a->layer];
     size_t n = f->model->hp.index.head_dim;
@@ -97,7 +141,7 @@ static void pool_blocks(struct forward *f, struct pool_args *a)
         memcpy(kv->state + (f->position + t) % kv->block * n, mixer_at(f, t, a->p.key), n * sizeof(float));
 }
 
-static void make_index(struct forward *f, struct pool_args *a)
+static void make_index(struct forward *f, struct index_args *a)
 {
     const struct hparams *hp = &f->model->hp;
     const struct weight *w = f->model->layers[a->layer].w;
@@ -106,11 +150,12 @@ static void make_index(struct forward *f, struct pool_args *a)
                                 chunk_job(f, &acts, &w[LT_INDEX_K], NULL, mixer_at(f, 0, a->p.key))};
     jobs[0].out_stride = jobs[1].out_stride = hp->mixer_floats;
     run_matmuls(f, jobs, 2);
-    for_each_token(f, finish_query, a);
-    pool_blocks(f, a);
+    for_each_token(f, finish_token, a);
+    if (!hp->layer[a->layer].index_by_cell)
+        pool_blocks(f, a);
 }
 
-void attend_pooled_index(struct forward *f, uint32_t layer)
+void attend_by_index(struct forward *f, uint32_t layer)
 {
     const struct hparams *hp = &f->model->hp;
     const struct layer_hparams *l = &hp->layer[layer];
@@ -118,14 +163,8 @@ void attend_pooled_index(struct forward *f, uint32_t layer)
         attend(f, layer, f->n_tokens);
         return;
     }
-    struct pool_args a = {.f = f, .layer = layer, .p = parts_of(hp, l)};
+    struct index_args a = {.f = f, .layer = layer, .p = parts_of(hp, l)};
     make_index(f, &a);
-    /* Tokens that see all blocks do not choose. */
-    uint64_t all = (l->most_chosen / l->block + 1ull) * l->block - 1;
-    uint32_t n_all = all > f->position ? (uint32_t)(all - f->position) : 0;
-    n_all = n_all < f->n_tokens ? n_all : f->n_tokens;
-    if (n_all > 0)
-        attend(f, layer, n_all);
     struct index_queries index = {.q = mixer_at(f, 0, 0), .stride = hp->mixer_floats};
-    attend_gathered(f, layer, n_all, &index);
+    attend_chosen(f, layer, &index);
 }
