@@ -90,6 +90,24 @@ uint64_t dim_experts(const struct hparams *hp, const struct layer_hparams *l)
     return hp->n_expert;
 }
 
+uint64_t dim_index(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return hp->index.head_dim;
+}
+
+uint64_t dim_index_heads(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return hp->index.n_head;
+}
+
+uint64_t dim_index_q(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return (uint64_t)hp->index.n_head * hp->index.head_dim;
+}
+
 uint64_t dim_half_rot(const struct hparams *hp, const struct layer_hparams *l)
 {
     (void)l;

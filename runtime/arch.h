@@ -154,7 +154,8 @@ dim_fn dim_qkv;                         /* q, k and v together */
 dim_fn dim_attn_out;                    /* heads * head_dim_v */
 dim_fn dim_q_gated;                     /* twice dim_q: query and gate */
 dim_fn dim_ff, dim_shared_ff, dim_experts;
-dim_fn dim_half_rot; /* of rope 0 */
+dim_fn dim_index, dim_index_heads, dim_index_q; /* choice of cells: one head, their number, all of them */
+dim_fn dim_half_rot;                            /* of rope 0 */
 
 /* When a tensor must be there; it may not be there when it need not, but for optional ones. Layers of both kinds: alternatives
  * within a line are or-ed (none: any), lines are and-ed. */

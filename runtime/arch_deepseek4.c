@@ -3,9 +3,9 @@
 #include <math.h>
 
 #include "runtime/arch.h"
+#include "runtime/block_choice.h"
 #include "runtime/block_compressed.h"
 #include "runtime/block_hyper.h"
-#include "runtime/block_index.h"
 
 enum {
     INDEXED_BLOCK = 4, /* the two sizes of blocks that the family has: those that an index chooses among, */
@@ -51,7 +51,7 @@ static const struct tensor_rule RULES[] = {
      NULL},
     {LT_INDEX_COMPRESSOR_APE, "indexer_compressor_ape.weight", dim_block, dim_index_compressor, INDEXED,
      NULL},
-    {LT_INDEX_COMPRESSOR_NORM, "indexer_compressor_norm.weight", dim_one, dim_index_head, INDEXED, NULL},
+    {LT_INDEX_COMPRESSOR_NORM, "indexer_compressor_norm.weight", dim_one, dim_index, INDEXED, NULL},
     {LT_ATTN_OUTPUT_A, "attn_output_a.weight", dim_out_a, dim_out_group, NEED_ALWAYS, NULL},
     {LT_ATTN_OUTPUT_B, "attn_output_b.weight", dim_embd, dim_out_a, NEED_ALWAYS, NULL},
     {LT_HC_FFN_FN, "hc_ffn_fn.weight", dim_hyper_mixes, dim_all_streams, NEED_ALWAYS, NULL},

@@ -1,7 +1,7 @@
 /* minimax-m3: q/k norm and a rotation of part of each head; behind the leading dense layers, attention over blocks of tokens that
  * an index chooses for each head of keys; sigmoid scores with a selection bias, a shared expert, gpt-oss's activation. */
 #include "runtime/arch.h"
-#include "runtime/block_index.h"
+#include "runtime/block_choice.h"
 #include "runtime/recurrent.h"
 #include "runtime/scratch.h"
 
@@ -14,9 +14,9 @@ static const struct tensor_rule RULES[] = {
     {LT_K_NORM, "attn_k_norm.weight", dim_one, dim_head_k, NEED_ALWAYS, NULL},
     {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_ALWAYS, NULL},
     {LT_INDEX_Q, "indexer.q_proj.weight", dim_index_q, dim_embd, NEED_IN_INDEXED, NULL},
-    {LT_INDEX_K, "indexer.k_proj.weight", dim_index_head, dim_embd, NEED_IN_INDEXED, NULL},
-    {LT_INDEX_Q_NORM, "indexer.q_norm.weight", dim_one, dim_index_head, NEED_IN_INDEXED, NULL},
-    {LT_INDEX_K_NORM, "indexer.k_norm.weight", dim_one, dim_index_head, NEED_IN_INDEXED, NULL},
+    {LT_INDEX_K, "indexer.k_proj.weight", dim_index, dim_embd, NEED_IN_INDEXED, NULL},
+    {LT_INDEX_Q_NORM, "indexer.q_norm.weight", dim_one, dim_index, NEED_IN_INDEXED, NULL},
+    {LT_INDEX_K_NORM, "indexer.k_norm.weight", dim_one, dim_index, NEED_IN_INDEXED, NULL},
     {LT_FFN_NORM, "ffn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
     {LT_FFN_GATE, "ffn_gate.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
     {LT_FFN_UP, "ffn_up.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
@@ -48,7 +48,7 @@ static enum ps_status read_index(struct hparams *hp, const struct gguf *gguf, ui
             PS_OK ||
         (status = check_index_dim(hp, NAME, err)) != PS_OK)
         return status;
-    if (*block > INDEX_TILE || index->last_blocks > *top)
+    if (*block > BLOCK_TILE || index->last_blocks > *top)
         return ps_error_set(err, PS_ERR_UNSUPPORTED,
                             "%s.attention.indexer: blocks of %u tokens, %u of %u always chosen, are not "
                             "handled",
@@ -74,7 +74,7 @@ static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struc
         l->index_by_cell = true;
         l->index_dim = hp->index.head_dim;
         l->most_chosen = top > UINT32_MAX / block ? UINT32_MAX : top * block;
-        if ((status = hparams_want_mixer(hp, NAME, index_mixer(hp, l), err)) != PS_OK)
+        if ((status = hparams_want_mixer(hp, NAME, choice_mixer(hp, l), err)) != PS_OK)
             return status;
     }
     return PS_OK;
@@ -82,7 +82,7 @@ static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struc
 
 static enum ps_status layer(struct forward *f, uint32_t il, struct ps_error *err)
 {
-    block_attention(f, il, &(struct attention_options){.rope = ROPE_NEOX, .attend = attend_by_index});
+    block_attention(f, il, &(struct attention_options){.rope = ROPE_NEOX, .attend = attend_chosen_blocks});
     return block_ffn(f, il, FFN_SWIGLU_OAI, err);
 }
 

@@ -1,9 +1,9 @@
 /* qwen4exp (Qwen3.8-Flash-Next): several residual streams with gates of a low rank in place of norms; gated delta nets, and
  * attention over blocks that an index chooses; embeddings of n-grams in one layer. */
 #include "runtime/arch.h"
+#include "runtime/block_choice.h"
 #include "runtime/block_gated_streams.h"
 #include "runtime/block_hyper.h"
-#include "runtime/block_index.h"
 #include "runtime/block_ngrams.h"
 #include "runtime/recurrent.h"
 
@@ -29,9 +29,9 @@ static const struct tensor_rule RULES[] = {
     {LT_K_NORM, "attn_k_norm.weight", dim_one, dim_head_k, NEED_IN_ATTENTION, NULL},
     {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_IN_ATTENTION, NULL},
     {LT_INDEX_Q, "indexer.q_proj.weight", dim_index_q, dim_embd, NEED_IN_ATTENTION, NULL},
-    {LT_INDEX_K, "indexer.k_proj.weight", dim_index_head, dim_embd, NEED_IN_ATTENTION, NULL},
-    {LT_INDEX_Q_NORM, "indexer.q_norm.weight", dim_one, dim_index_head, NEED_IN_ATTENTION, NULL},
-    {LT_INDEX_K_NORM, "indexer.k_norm.weight", dim_one, dim_index_head, NEED_IN_ATTENTION, NULL},
+    {LT_INDEX_K, "indexer.k_proj.weight", dim_index, dim_embd, NEED_IN_ATTENTION, NULL},
+    {LT_INDEX_Q_NORM, "indexer.q_norm.weight", dim_one, dim_index, NEED_IN_ATTENTION, NULL},
+    {LT_INDEX_K_NORM, "indexer.k_norm.weight", dim_one, dim_index, NEED_IN_ATTENTION, NULL},
     {LT_PLE_KEY, "ple_key.weight", dim_all_streams, dim_ngram_all, NEED_IN_NGRAMS, NULL},
     {LT_PLE_VALUE, "ple_value.weight", dim_embd, dim_ngram_all, NEED_IN_NGRAMS, NULL},
     {LT_PLE_NORM_KEY, "ple_norm_key.weight", dim_streams, dim_embd, NEED_IN_NGRAMS, NULL},
@@ -101,7 +101,7 @@ static enum ps_status read_index(struct hparams *hp, const struct gguf *gguf, st
         l->block = blocks[il];
         l->index_dim = hp->index.head_dim;
         l->most_chosen = top / blocks[il] * blocks[il] + blocks[il] - 1;
-        l->state_floats = index_state(l);
+        l->state_floats = choice_state(l);
     }
     return PS_OK;
 }
@@ -127,7 +127,7 @@ static enum ps_status set_sizes(struct hparams *hp, struct ps_error *err)
     for (uint32_t il = 0; il < hp->n_layers; il++) {
         struct layer_hparams *l = &hp->layer[il];
         l->state_floats += l->ngrams ? ngram_state(hp) : 0;
-        if ((status = hparams_want_mixer(hp, NAME, index_mixer(hp, l), err)) != PS_OK)
+        if ((status = hparams_want_mixer(hp, NAME, choice_mixer(hp, l), err)) != PS_OK)
             return status;
     }
     if ((status = hparams_want_mixer(hp, NAME, gated_streams_mixer(hp), err)) != PS_OK ||
@@ -168,7 +168,7 @@ static enum ps_status layer(struct forward *f, uint32_t il, struct ps_error *err
                                                     .gate_in_q = true,
                                                     .input_ready = true,
                                                     .keep_branch = true,
-                                                    .attend = attend_by_index});
+                                                    .attend = attend_chosen_blocks});
     gated_streams_end(f, f->s.branch);
     gated_streams_begin(f, il, BRANCH_FFN);
     struct moe_options options = {.activation = FFN_SWIGLU, .input_ready = true, .out = f->s.normed};

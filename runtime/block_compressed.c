@@ -3,9 +3,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "runtime/block_choice.h"
 #include "runtime/block_gather.h"
 #include "runtime/block_hyper.h"
-#include "runtime/block_index.h"
 
 /* ---- sizes ---- */
 
@@ -36,12 +36,6 @@ uint64_t dim_q_rank(const struct hparams *hp, const struct layer_hparams *l)
 {
     (void)l;
     return hp->mla.q_rank;
-}
-
-uint64_t dim_index_heads(const struct hparams *hp, const struct layer_hparams *l)
-{
-    (void)l;
-    return hp->index.n_head;
 }
 
 uint64_t dim_out_group(const struct hparams *hp, const struct layer_hparams *l)
@@ -367,7 +361,7 @@ void block_compressed_attention(struct forward *f, uint32_t layer)
                                       .stride = hp->mixer_floats};
         attend_gathered(f, layer, 0, l->index_dim > 0 ? &index : NULL);
     } else {
-        attend(f, layer, f->n_tokens);
+        attend(f, layer);
     }
     for_each_token(f, rotate_back, &a);
     step_part_done(&f->parts, PS_PART_ATTENTION);

@@ -24,7 +24,7 @@ uint32_t compressed_state_rows(const struct layer_hparams *l);
 
 /* Blocks with an index take from the block before them, too: twice as many values per token. */
 dim_fn dim_compressor, dim_index_compressor, dim_block;
-dim_fn dim_q_rank, dim_index_heads;
+dim_fn dim_q_rank;
 dim_fn dim_out_group, dim_out_a;
 
 /* scratch.branch = attention of scratch.normed. */

@@ -64,7 +64,7 @@ static bool chooses(const struct gather *g, uint32_t slot)
 static float *scores_of(const struct gather *g, uint32_t slot, uint32_t choice)
 {
     const struct scratch *s = &g->f->s;
-    return s->index_scores + slot * s->index_score_floats + choice * (s->index_score_floats / g->n_choices);
+    return s->block_scores + slot * s->block_score_floats + choice * (s->block_score_floats / g->n_choices);
 }
 
 static uint32_t *blocks_of(const struct gather *g, uint32_t slot, uint32_t choice)
@@ -78,10 +78,10 @@ static const float *multiply_rows(const struct gather *g, uint32_t slot, uint32_
                                   unsigned worker)
 {
     const struct index_hparams *index = &g->f->model->hp.index;
-    float *tile = g->f->s.index_tiles + (size_t)worker * index->n_head * INDEX_TILE;
+    float *tile = g->f->s.block_tiles + (size_t)worker * index->n_head * BLOCK_TILE;
     g->f->model->matmul->matmul(&g->index_rows, begin, end, ACT_F32,
                                 g->index->q + (size_t)(g->token + slot) * g->index->stride,
-                                index->head_dim * sizeof(float), index->n_head, tile, INDEX_TILE);
+                                index->head_dim * sizeof(float), index->n_head, tile, BLOCK_TILE);
     return tile;
 }
 
@@ -94,7 +94,7 @@ static void score_by_block(const struct gather *g, uint32_t slot, uint32_t begin
     memset(scores, 0, (end - begin) * sizeof(*scores));
     for (uint32_t h = 0; h < g->f->model->hp.index.n_head; h++) {
         float weight = index->weights ? index->weights[(g->token + slot) * index->stride + h] : 1.0f;
-        g->f->model->ops->axpy_relu(scores, tile + (size_t)h * INDEX_TILE, weight, end - begin);
+        g->f->model->ops->axpy_relu(scores, tile + (size_t)h * BLOCK_TILE, weight, end - begin);
     }
 }
 
@@ -106,7 +106,7 @@ static void score_by_cell(const struct gather *g, uint32_t slot, uint32_t begin,
     for (uint32_t h = 0; h < g->n_choices; h++) {
         float *scores = scores_of(g, slot, h);
         for (uint32_t b = begin; b < end; b++) {
-            const float *products = tile + (size_t)h * INDEX_TILE + (b - begin) * cells;
+            const float *products = tile + (size_t)h * BLOCK_TILE + (b - begin) * cells;
             float most = products[0];
             for (uint32_t i = 1; i < cells; i++)
                 most = products[i] > most ? products[i] : most;
@@ -117,7 +117,7 @@ static void score_by_cell(const struct gather *g, uint32_t slot, uint32_t begin,
 
 static uint32_t tile_blocks(const struct gather *g)
 {
-    return g->l->index_by_cell ? INDEX_TILE / g->l->block : INDEX_TILE;
+    return g->l->index_by_cell ? BLOCK_TILE / g->l->block : BLOCK_TILE;
 }
 
 static void score_tile(void *arg, uint32_t item, unsigned worker)
@@ -199,7 +199,7 @@ static void gather_slot(void *arg, uint32_t slot, unsigned worker)
     (void)worker;
     struct gather *g = arg;
     const struct kv_layer *kv = g->kv;
-    uint8_t *out = g->f->s.gathered + slot * g->f->s.gathered_bytes;
+    uint8_t *out = g->f->s.slot_rows + slot * g->f->s.rows_bytes;
     size_t cells = gathered_cells(g->l, g->f->kv->ctx);
     uint32_t n = 0;
     for (uint32_t choice = 0; choice < g->n_choices; choice++)
@@ -241,33 +241,18 @@ static void prepare_slot(struct gather *g, uint32_t layer, uint32_t slot)
 {
     struct forward *f = g->f;
     const struct layer_hparams *l = g->l;
-    const struct weight *sinks = &f->model->layers[layer].w[LT_ATTN_SINKS];
     size_t cells = gathered_cells(l, f->kv->ctx);
-    size_t token = g->token + slot;
-    const uint8_t *k = f->s.gathered + slot * f->s.gathered_bytes;
-    g->args[slot] = (struct attention_args){
-        .q = f->s.q + token * l->n_head * l->head_dim_k,
-        .q_stride = (size_t)l->n_head * l->head_dim_k,
-        .k = k,
-        .v = l->v_in_k ? k : k + l->n_kv_head * cells * g->kv->k_row,
-        .k_head_stride = cells * g->kv->k_row,
-        .v_head_stride = cells * g->kv->v_row,
-        .k_row_stride = g->kv->k_row,
-        .v_row_stride = g->kv->v_row,
-        .type = f->kv->type,
-        .out = f->s.attended + token * l->n_head * l->head_dim_v,
-        .out_stride = (size_t)l->n_head * l->head_dim_v,
-        .pos = &g->last[slot],
-        .n_tokens = 1,
-        .n_head = l->n_head,
-        .n_kv_head = l->n_kv_head,
-        .head_dim_k = l->head_dim_k,
-        .head_dim_v = l->head_dim_v,
-        .scale = l->attention_scale,
-        .sinks = sinks->format ? sinks->data : NULL,
-        .partials = f->s.gathered_partials + slot * f->s.gathered_partial_floats,
-    };
-    g->work[slot] = attention_work_of(&g->args[slot]);
+    const uint8_t *k = f->s.slot_rows + slot * f->s.rows_bytes;
+    struct attention_args args = attention_args_of(f, layer, g->token + slot, 1);
+    args.k = k;
+    args.v = l->v_in_k ? k : k + l->n_kv_head * cells * g->kv->k_row;
+    args.k_head_stride = cells * g->kv->k_row;
+    args.v_head_stride = cells * g->kv->v_row;
+    args.window = 0;
+    args.pos = &g->last[slot];
+    args.partials = f->s.rows_partials + slot * f->s.rows_partial_floats;
+    g->args[slot] = args;
+    g->work[slot] = attention_work_of(&args);
     g->first_item[slot + 1] = g->first_item[slot] + g->work[slot].n_items;
 }
 
@@ -292,13 +277,15 @@ void attend_gathered(struct forward *f, uint32_t layer, uint32_t first, const st
     }
 }
 
-void attend_chosen(struct forward *f, uint32_t layer, const struct index_queries *index)
+void attend_blocks(struct forward *f, uint32_t layer, const struct index_queries *index)
 {
     uint32_t most = f->model->hp.layer[layer].most_chosen;
     uint32_t n_all = most > f->position ? most - f->position : 0;
     n_all = n_all < f->n_tokens ? n_all : f->n_tokens;
-    if (n_all > 0)
-        attend(f, layer, n_all);
+    if (n_all > 0) {
+        struct attention_args args = attention_args_of(f, layer, 0, n_all);
+        run_attention(f, &args);
+    }
     if (n_all < f->n_tokens)
         attend_gathered(f, layer, n_all, index);
 }

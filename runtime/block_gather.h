@@ -18,6 +18,6 @@ struct index_queries {
  * them. */
 void attend_gathered(struct forward *f, uint32_t layer, uint32_t first, const struct index_queries *index);
 /* scratch.attended of the chunk in a layer without compressed blocks: attend() while a token sees all cells, then the above. */
-void attend_chosen(struct forward *f, uint32_t layer, const struct index_queries *index);
+void attend_blocks(struct forward *f, uint32_t layer, const struct index_queries *index);
 
 #endif

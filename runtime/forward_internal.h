@@ -116,9 +116,14 @@ void rotate_heads(const struct forward *f, uint32_t layer, uint32_t token, enum 
                   float *heads, uint32_t n_heads, uint32_t head_dim);
 /* n_rot/2 cosines and sines of rope `index` for a position that need not be in the chunk. */
 void rope_angles(const struct forward *f, uint32_t index, uint32_t position, float *cosines, float *sines);
-/* scratch.attended of the chunk's first n_tokens = attention of scratch.q over the cache. */
-void attend(struct forward *f, uint32_t layer, uint32_t n_tokens);
-/* x += norm(output(attended)), with what the layer has of gate, bias and norm. */
-void attention_output(struct forward *f, uint32_t layer);
+/* scratch.attended = attention of scratch.q over the cache. */
+void attend(struct forward *f, uint32_t layer);
+/* The same in two steps, for tokens [first, first + n) of the chunk. */
+struct attention_args attention_args_of(struct forward *f, uint32_t layer, uint32_t first, uint32_t n);
+void run_attention(struct forward *f, const struct attention_args *args);
+/* scratch.branch = output(rows), with what the layer has of bias. rows: scratch.attended, or what was made of it. */
+void attention_product(struct forward *f, uint32_t layer, const float *rows);
+/* x += norm(output(rows)). */
+void attention_output(struct forward *f, uint32_t layer, const float *rows);
 
 #endif

@@ -93,10 +93,10 @@ struct ngram_hparams {
     uint64_t offset[MAX_NGRAM_HEADS], modulus[MAX_NGRAM_HEADS]; /* each head's rows */
 };
 
-/* The lightning indexer (DeepSeek-V3.2): scores by which cells are chosen. */
+/* Choice of cells for sparse attention (DeepSeek-V3.2's indexer, arXiv:2512.02556). */
 struct index_hparams {
-    uint32_t n_head, head_dim;
-    uint32_t last_blocks; /* that are always chosen, the token's own among them */
+    uint32_t n_head, head_dim; /* head_dim: layer_hparams.index_dim */
+    uint32_t last_blocks;      /* that are always chosen, the token's own among them */
 };
 
 struct hparams {

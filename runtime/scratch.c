@@ -96,13 +96,12 @@ static void size_gathering(struct scratch *s, const struct hparams *hp, enum kv_
                                       .n_kv_head = l->n_kv_head,
                                       .head_dim_k = l->head_dim_k,
                                       .head_dim_v = l->head_dim_v};
-        s->gathered_bytes = max_u64(s->gathered_bytes, l->n_kv_head * cells * row);
-        s->gathered_partial_floats =
-            max_u64(s->gathered_partial_floats, attention_partial_floats(&args, cells));
+        s->rows_bytes = max_u64(s->rows_bytes, l->n_kv_head * cells * row);
+        s->rows_partial_floats = max_u64(s->rows_partial_floats, attention_partial_floats(&args, cells));
         uint64_t blocks = (l->index_by_cell ? l->n_kv_head : 1ull) * (ctx / l->block);
         s->chosen_block_ids = max_u64(s->chosen_block_ids, blocks);
         if (l->index_dim > 0)
-            s->index_score_floats = max_u64(s->index_score_floats, blocks);
+            s->block_score_floats = max_u64(s->block_score_floats, blocks);
     }
 }
 
@@ -111,18 +110,18 @@ static void take_gathering(struct scratch *s, struct bump *bump, const struct hp
 {
     enum { BYTES = 8 << 20 }; /* of all slots: enough tokens to keep threads busy */
     size_gathering(s, hp, kv, ctx);
-    if (s->gathered_bytes == 0)
+    if (s->rows_bytes == 0)
         return;
-    uint64_t slot = s->gathered_bytes + s->index_score_floats * sizeof(*s->index_scores) +
+    uint64_t slot = s->rows_bytes + s->block_score_floats * sizeof(*s->block_scores) +
                     s->chosen_block_ids * sizeof(*s->chosen_blocks);
     uint64_t slots = BYTES / slot > 0 ? BYTES / slot : 1;
     slots = slots < MAX_GATHER_SLOTS ? slots : MAX_GATHER_SLOTS;
     s->gather_slots = (uint32_t)(slots < T ? slots : T);
-    s->gathered = take(bump, s->gather_slots * s->gathered_bytes);
-    s->gathered_partials = take_floats(bump, s->gather_slots * s->gathered_partial_floats);
-    s->index_scores = take_floats(bump, s->gather_slots * s->index_score_floats);
+    s->slot_rows = take(bump, s->gather_slots * s->rows_bytes);
+    s->rows_partials = take_floats(bump, s->gather_slots * s->rows_partial_floats);
+    s->block_scores = take_floats(bump, s->gather_slots * s->block_score_floats);
     s->chosen_blocks = take(bump, s->gather_slots * s->chosen_block_ids * sizeof(*s->chosen_blocks));
-    s->index_tiles = take_floats(bump, (uint64_t)threads * hp->index.n_head * INDEX_TILE);
+    s->block_tiles = take_floats(bump, (uint64_t)threads * hp->index.n_head * BLOCK_TILE);
 }
 
 static void take_attention(struct scratch *s, struct bump *bump, const struct ps_model *model, uint64_t T,

@@ -11,7 +11,7 @@
 enum {
     FFN_TILE_ROWS = 256,  /* hidden rows per work item; a multiple of every activation block */
     FFN_TILE_TOKENS = 64, /* tokens per pass over them */
-    INDEX_TILE = 256,     /* blocks per work item of the index */
+    BLOCK_TILE = 256,     /* blocks per work item of the index */
     MAX_GATHER_SLOTS = 16,
 };
 
@@ -50,12 +50,12 @@ struct scratch {
 
     /* Attention over rows that differ from token to token, for a few tokens (slots) at a time; sizes are of one slot. */
     uint32_t gather_slots;
-    size_t gathered_bytes, gathered_partial_floats, index_score_floats, chosen_block_ids;
-    uint8_t *gathered;        /* keys, then values */
-    float *gathered_partials; /* as attention_partials */
-    float *index_scores;      /* of blocks */
+    size_t rows_bytes, rows_partial_floats, block_score_floats, chosen_block_ids;
+    uint8_t *slot_rows;   /* keys, then values */
+    float *rows_partials; /* as attention_partials */
+    float *block_scores;  /* of blocks */
     uint32_t *chosen_blocks;
-    float *index_tiles; /* per thread: [index heads][INDEX_TILE] */
+    float *block_tiles; /* per thread: [index heads][BLOCK_TILE] */
 
     uint8_t *stored; /* stored_rows_buffer; NULL: the model keeps all weights in memory */
 

@@ -1,4 +1,4 @@
-#include "runtime/block_index.h"
+#include "runtime/block_choice.h"
 
 #include <string.h>
 
@@ -18,24 +18,12 @@ static struct index_parts parts_of(const struct hparams *hp, const struct layer_
     return p;
 }
 
-uint64_t dim_index_q(const struct hparams *hp, const struct layer_hparams *l)
-{
-    (void)l;
-    return (uint64_t)hp->index.n_head * hp->index.head_dim;
-}
-
-uint64_t dim_index_head(const struct hparams *hp, const struct layer_hparams *l)
-{
-    (void)l;
-    return hp->index.head_dim;
-}
-
-uint64_t index_mixer(const struct hparams *hp, const struct layer_hparams *l)
+uint64_t choice_mixer(const struct hparams *hp, const struct layer_hparams *l)
 {
     return l->index_dim > 0 ? parts_of(hp, l).end : 0;
 }
 
-uint64_t index_state(const struct layer_hparams *l)
+uint64_t choice_state(const struct layer_hparams *l)
 {
     return l->index_by_cell ? 0 : (uint64_t)l->block * l->index_dim;
 }
@@ -155,16 +143,16 @@ static void make_index(struct forward *f, struct index_args *a)
         pool_blocks(f, a);
 }
 
-void attend_by_index(struct forward *f, uint32_t layer)
+void attend_chosen_blocks(struct forward *f, uint32_t layer)
 {
     const struct hparams *hp = &f->model->hp;
     const struct layer_hparams *l = &hp->layer[layer];
     if (l->index_dim == 0 || f->kv->ctx <= l->most_chosen) { /* a context in which nothing is ever left out */
-        attend(f, layer, f->n_tokens);
+        attend(f, layer);
         return;
     }
     struct index_args a = {.f = f, .layer = layer, .p = parts_of(hp, l)};
     make_index(f, &a);
     struct index_queries index = {.q = mixer_at(f, 0, 0), .stride = hp->mixer_floats};
-    attend_chosen(f, layer, &index);
+    attend_blocks(f, layer, &index);
 }
