@@ -8,6 +8,7 @@
 #ifndef PENSTOCK_KERNELS_ATTENTION_H
 #define PENSTOCK_KERNELS_ATTENTION_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -34,10 +35,11 @@ struct attention_args {
     uint32_t n_tokens, n_head,
         n_kv_head; /* n_head a multiple of n_kv_head; head h uses kv head h / (n_head/n_kv_head) */
     uint32_t head_dim_k, head_dim_v;
-    float scale;        /* of q.k */
-    uint32_t window;    /* 0: all of the past */
-    const float *sinks; /* [n_head] extra logits in the denominator, or NULL */
-    float *partials;    /* attention_partial_floats, shared by the threads; may be NULL where that is 0 */
+    float scale;           /* of q.k */
+    uint32_t window;       /* 0: all of the past */
+    bool window_in_chunks; /* token t sees the cells from pos[t] / window * window on instead */
+    const float *sinks;    /* [n_head] extra logits in the denominator, or NULL */
+    float *partials;       /* attention_partial_floats, shared by the threads; may be NULL where that is 0 */
 };
 
 /* How a call is divided into work items: made of args, the same whatever the threads. */

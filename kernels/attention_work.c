@@ -17,13 +17,24 @@ static uint32_t ceil_div(uint32_t a, uint32_t b)
     return a / b + (a % b != 0);
 }
 
+static uint64_t first_visible(const struct attention_args *args, uint64_t pos)
+{
+    if (args->window == 0) {
+        return 0;
+    }
+    if (args->window_in_chunks) {
+        return pos / args->window * args->window;
+    }
+    return pos >= args->window ? pos - args->window + 1 : 0;
+}
+
 struct attention_span attention_span_of(const struct attention_args *args, uint32_t token)
 {
     struct attention_span span = {.cells = ATTENTION_SEGMENT};
     if (args->pos[token] >= 0) {
         uint64_t pos = (uint64_t)args->pos[token];
         span.end = pos + 1;
-        span.first = args->window > 0 && pos >= args->window ? pos - args->window + 1 : 0;
+        span.first = first_visible(args, pos);
     }
     while (attention_n_segments(&span) > ATTENTION_MAX_SEGMENTS) {
         span.cells *= 2;

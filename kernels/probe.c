@@ -72,6 +72,10 @@ static const struct {
 #if defined(__x86_64__)
     {matmul_avx2, &probe_avx2},     {matmul_avxvnni, &probe_avxvnni},
     {matmul_avx512, &probe_avx512}, {matmul_avx512vnni, &probe_avx512vnni},
+#elif defined(__aarch64__)
+    {matmul_neon, &probe_neon},
+    {matmul_neondot, &probe_neondot},
+    {matmul_neoni8mm, &probe_neoni8mm},
 #endif
 };
 

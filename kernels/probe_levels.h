@@ -5,5 +5,6 @@
 #include "kernels/probe.h"
 
 extern const struct probe_kernels probe_avx2, probe_avxvnni, probe_avx512, probe_avx512vnni;
+extern const struct probe_kernels probe_neon, probe_neondot, probe_neoni8mm;
 
 #endif

@@ -122,9 +122,38 @@ const struct tensor_rule GLOBAL_RULES[] = {
 };
 const uint32_t N_GLOBAL_RULES = sizeof(GLOBAL_RULES) / sizeof(GLOBAL_RULES[0]);
 
-static const struct arch *const ARCHS[] = {&ARCH_DEEPSEEK4, &ARCH_LLAMA,     &ARCH_MINIMAX_M3,
-                                           &ARCH_OLMOE,     &ARCH_QWEN2MOE,  &ARCH_QWEN35MOE,
-                                           &ARCH_QWEN3MOE,  &ARCH_QWEN3NEXT, &ARCH_QWEN4EXP};
+/* clang-format off */
+static const struct arch *const ARCHS[] = {
+    &ARCH_AFMOE,
+    &ARCH_BAILINGMOE2,
+    &ARCH_COHERE2MOE,
+    &ARCH_DEEPSEEK2,
+    &ARCH_DEEPSEEK4,
+    &ARCH_DOTS1,
+    &ARCH_ERNIE4_5_MOE,
+    &ARCH_EXAONE_MOE,
+    &ARCH_GEMMA4,
+    &ARCH_GLM4MOE,
+    &ARCH_GLM_DSA,
+    &ARCH_GPT_OSS,
+    &ARCH_GRANITEMOE,
+    &ARCH_HUNYUAN_MOE,
+    &ARCH_LLAMA,
+    &ARCH_LLAMA4,
+    &ARCH_MIMO2,
+    &ARCH_MINIMAX_M2,
+    &ARCH_MINIMAX_M3,
+    &ARCH_MISTRAL4,
+    &ARCH_OLMOE,
+    &ARCH_PHIMOE,
+    &ARCH_QWEN2MOE,
+    &ARCH_QWEN35MOE,
+    &ARCH_QWEN3MOE,
+    &ARCH_QWEN3NEXT,
+    &ARCH_QWEN4EXP,
+    &ARCH_STEP35,
+};
+/* clang-format on */
 
 const struct arch *arch_at(uint32_t index)
 {

@@ -35,6 +35,7 @@ enum global_tensor {
 /* Trunk tensors of one layer; routed experts are in the shard map. An id says what the tensor does in the graph; under which
  * name it is stored is the family's affair. */
 enum layer_tensor {
+    LT_NONE,
     LT_ATTN_NORM,
     LT_ATTN_NORM_BIAS,
     LT_Q,
@@ -58,8 +59,9 @@ enum layer_tensor {
     LT_Q_B,
     LT_KV_A,
     LT_KV_A_NORM,
-    LT_K_B,
-    LT_V_B,
+    LT_K_B,  /* a slice per head */
+    LT_V_B,  /* likewise */
+    LT_KV_B, /* both, rows of k, then v, per head: of older files */
     LT_ATTN_OUTPUT_A,
     LT_ATTN_OUTPUT_B,
 
@@ -154,8 +156,12 @@ dim_fn dim_qkv;                         /* q, k and v together */
 dim_fn dim_attn_out;                    /* heads * head_dim_v */
 dim_fn dim_q_gated;                     /* twice dim_q: query and gate */
 dim_fn dim_ff, dim_shared_ff, dim_experts;
+dim_fn dim_half_rot;                                  /* of rope 0 */
+dim_fn dim_mla_q_rank, dim_mla_kv_rank, dim_mla_kv_a; /* latent attention: latent rows */
+dim_fn dim_mla_q;                               /* all heads, where there is no latent row for queries */
+dim_fn dim_mla_q_b, dim_mla_kv_b, dim_mla_out;  /* all heads */
+dim_fn dim_mla_nope, dim_mla_v;                 /* one head */
 dim_fn dim_index, dim_index_heads, dim_index_q; /* choice of cells: one head, their number, all of them */
-dim_fn dim_half_rot;                            /* of rope 0 */
 
 /* When a tensor must be there; it may not be there when it need not, but for optional ones. Layers of both kinds: alternatives
  * within a line are or-ed (none: any), lines are and-ed. */
@@ -186,6 +192,21 @@ struct tensor_rule {
     dim_fn *slices;      /* third dimension, its rows after each other in the weight; NULL: 1 */
 };
 
+/* The tensors of latent attention, queries' way and the split of attn_kv_b as hparams_mla has found them. */
+#define MLA_RULES(need)                                                                                      \
+    {LT_Q, "attn_q.weight", dim_mla_q, dim_embd, (need) | NEED_OPTIONAL, NULL},                              \
+        {LT_Q_A, "attn_q_a.weight", dim_mla_q_rank, dim_embd, (need) | NEED_OPTIONAL, NULL},                 \
+        {LT_Q_A_NORM, "attn_q_a_norm.weight", dim_one, dim_mla_q_rank, (need) | NEED_OPTIONAL, NULL},        \
+        {LT_Q_B, "attn_q_b.weight", dim_mla_q_b, dim_mla_q_rank, (need) | NEED_OPTIONAL, NULL},              \
+        {LT_KV_A, "attn_kv_a_mqa.weight", dim_mla_kv_a, dim_embd, (need), NULL},                             \
+        {LT_KV_A_NORM, "attn_kv_a_norm.weight", dim_one, dim_mla_kv_rank, (need), NULL},                     \
+        {LT_K_B, "attn_k_b.weight", dim_mla_kv_rank, dim_mla_nope, (need) | NEED_OPTIONAL, dim_n_head},      \
+        {LT_V_B, "attn_v_b.weight", dim_mla_v, dim_mla_kv_rank, (need) | NEED_OPTIONAL, dim_n_head},         \
+        {LT_KV_B, "attn_kv_b.weight", dim_mla_kv_b, dim_mla_kv_rank, (need) | NEED_OPTIONAL, NULL},          \
+    {                                                                                                        \
+        LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_mla_out, (need), NULL                            \
+    }
+
 struct forward;
 
 struct arch {
@@ -200,7 +221,7 @@ struct arch {
     bool renormalize;
     bool ungated_experts;          /* up and down only */
     bool gates_attention;          /* block_attention needs scratch.gate */
-    enum layer_tensor router_norm; /* the norm before the router, for prediction; 0: LT_FFN_NORM */
+    enum layer_tensor router_norm; /* the norm before the router, for prediction; LT_NONE: LT_FFN_NORM */
     /* Reads and checks what only this family has; the common part is in *hp. May be NULL. */
     enum ps_status (*hparams)(struct hparams *hp, const struct gguf *gguf, struct ps_error *err);
     enum ps_status (*layer)(struct forward *f, uint32_t layer, struct ps_error *err);
@@ -215,9 +236,33 @@ const struct arch *arch_at(uint32_t index);            /* NULL past the end */
 extern const struct tensor_rule GLOBAL_RULES[];
 extern const uint32_t N_GLOBAL_RULES;
 
+extern const struct arch ARCH_AFMOE;
+extern const struct arch ARCH_BAILINGMOE2;
+extern const struct arch ARCH_COHERE2MOE;
+extern const struct arch ARCH_DEEPSEEK2;
 extern const struct arch ARCH_DEEPSEEK4;
+extern const struct arch ARCH_DOTS1;
+extern const struct arch ARCH_ERNIE4_5_MOE;
+extern const struct arch ARCH_EXAONE_MOE;
+extern const struct arch ARCH_GEMMA4;
+extern const struct arch ARCH_GLM4MOE;
+extern const struct arch ARCH_GLM_DSA;
+extern const struct arch ARCH_GPT_OSS;
+extern const struct arch ARCH_GRANITEMOE;
+extern const struct arch ARCH_HUNYUAN_MOE;
+extern const struct arch ARCH_LLAMA;
+extern const struct arch ARCH_LLAMA4;
+extern const struct arch ARCH_MIMO2;
+extern const struct arch ARCH_MINIMAX_M2;
 extern const struct arch ARCH_MINIMAX_M3;
-extern const struct arch ARCH_LLAMA, ARCH_OLMOE, ARCH_QWEN2MOE, ARCH_QWEN35MOE, ARCH_QWEN3MOE, ARCH_QWEN3NEXT;
+extern const struct arch ARCH_MISTRAL4;
+extern const struct arch ARCH_OLMOE;
+extern const struct arch ARCH_PHIMOE;
+extern const struct arch ARCH_QWEN2MOE;
+extern const struct arch ARCH_QWEN35MOE;
+extern const struct arch ARCH_QWEN3MOE;
+extern const struct arch ARCH_QWEN3NEXT;
 extern const struct arch ARCH_QWEN4EXP;
+extern const struct arch ARCH_STEP35;
 
 #endif

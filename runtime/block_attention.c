@@ -27,7 +27,7 @@ void rotate_heads(const struct forward *f, uint32_t layer, uint32_t token, enum 
     uint32_t index = f->model->hp.layer[layer].rope;
     uint32_t n_rot = f->model->hp.rope[index].n_rot;
     size_t at = (size_t)token * n_rot / 2;
-    if (pairs == ROPE_NONE)
+    if (pairs == ROPE_NONE || f->model->hp.layer[layer].no_rope)
         return;
     for (uint32_t h = 0; h < n_heads; h++)
         f->model->ops->rope(heads + (size_t)h * head_dim, f->s.rope_cos[index] + at,
@@ -63,8 +63,7 @@ static void split_gate(const struct forward *f, uint32_t layer, uint32_t token, 
     }
 }
 
-/* Llama 4's and Mistral's scaling of queries at late positions. */
-static void scale_query(const struct forward *f, uint32_t token, float *q, size_t n)
+void scale_query(const struct forward *f, uint32_t token, float *q, size_t n)
 {
     const struct hparams *hp = &f->model->hp;
     uint32_t position = f->position + token;
@@ -159,6 +158,7 @@ struct attention_args attention_args_of(struct forward *f, uint32_t layer, uint3
                                    .head_dim_v = l->head_dim_v,
                                    .scale = l->attention_scale,
                                    .window = l->window,
+                                   .window_in_chunks = l->window_in_chunks,
                                    .sinks = sinks->format ? sinks->data : NULL,
                                    .partials = f->s.attention_partials};
 }

@@ -143,5 +143,6 @@ void block_dense_ffn(struct forward *f, uint32_t layer, const struct ffn_options
                           .limit = hp->layer[layer].shared_swiglu_limit};
     run_chunk_ffn(f, &acts, job, f->s.branch);
     step_part_done(&f->parts, PS_PART_TRUNK);
-    add_branch(f, f->s.branch, &w[LT_FFN_POST_NORM]);
+    if (!options->keep_branch)
+        add_branch(f, f->s.branch, &w[LT_FFN_POST_NORM]);
 }

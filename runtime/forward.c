@@ -237,6 +237,11 @@ void add_branch(struct forward *f, float *branch, const struct weight *norm)
     step_part_done(&f->parts, PS_PART_NORMS);
 }
 
+const struct hparams *hparams_of(const struct forward *f)
+{
+    return &f->model->hp;
+}
+
 bool layer_is_moe(const struct forward *f, uint32_t layer)
 {
     return f->model->layers[layer].moe;

@@ -8,9 +8,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "runtime/hparams.h"
 #include "storage/status.h"
 
 struct forward;
+
+const struct hparams *hparams_of(const struct forward *f);
 
 enum rope_pairs {
     ROPE_NONE,
@@ -48,6 +51,16 @@ struct delta_net_options {
 
 /* x += gated delta net(norm(x)): its state in the KV cache. */
 void block_delta_net(struct forward *f, uint32_t layer, const struct delta_net_options *options);
+struct mla_options {
+    enum rope_pairs rope; /* of the last n_rot values of q and of the key that all heads share */
+    bool scale_q;         /* by hparams.temperature */
+};
+
+/* x += attention(norm(x)) with latent keys and values (hparams.mla): norm, q at once or by a latent row, latent row with norm,
+ * RoPE, KV cache, attention, output projection. Where the file has it split, the expansion of latent rows to heads is taken
+ * to the other side: into q before attention and into its output after, so that the cache holds latent rows. With
+ * hparams.index a token attends to the cells that the layer, or the last one before it with an index, has chosen. */
+void block_mla(struct forward *f, uint32_t layer, const struct mla_options *options);
 
 /* What happens between a feed-forward network's first products and its last. */
 enum ffn_activation {
@@ -61,6 +74,7 @@ enum ffn_activation {
 struct ffn_options {
     enum ffn_activation activation;
     bool input_ready; /* scratch.normed holds the input; else norm(x) is made */
+    bool keep_branch; /* the output stays in scratch.branch and is not added to x */
 };
 
 /* x += down(activation(gate(norm(x)), up(norm(x)))), with norm of the branch. */

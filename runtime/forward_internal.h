@@ -116,11 +116,24 @@ void rotate_heads(const struct forward *f, uint32_t layer, uint32_t token, enum 
                   float *heads, uint32_t n_heads, uint32_t head_dim);
 /* n_rot/2 cosines and sines of rope `index` for a position that need not be in the chunk. */
 void rope_angles(const struct forward *f, uint32_t index, uint32_t position, float *cosines, float *sines);
+/* Scales n values of a token's query by hparams.temperature: Llama 4's and Mistral's way with late positions. */
+void scale_query(const struct forward *f, uint32_t token, float *q, size_t n);
 /* scratch.attended = attention of scratch.q over the cache. */
 void attend(struct forward *f, uint32_t layer);
 /* The same in two steps, for tokens [first, first + n) of the chunk. */
 struct attention_args attention_args_of(struct forward *f, uint32_t layer, uint32_t first, uint32_t n);
 void run_attention(struct forward *f, const struct attention_args *args);
+/* Of sparse attention (block_index.c). */
+struct index_rows {
+    float *q;       /* [n_tokens][index.n_head][index.head_dim] */
+    float *k;       /* [n_tokens][index.head_dim] */
+    float *weights; /* [n_tokens][index.n_head] */
+};
+/* Finishes q and k, stores k, and chooses scratch.cells of the tokens that see more than index.top_k cells. */
+void index_choose(struct forward *f, uint32_t layer, enum rope_pairs pairs, const struct index_rows *rows);
+/* attend() over the chosen cells. */
+void attend_chosen(struct forward *f, uint32_t layer);
+
 /* scratch.branch = output(rows), with what the layer has of bias. rows: scratch.attended, or what was made of it. */
 void attention_product(struct forward *f, uint32_t layer, const float *rows);
 /* x += norm(output(rows)). */

@@ -247,6 +247,21 @@ static enum ps_status read_layers_u32(struct hparams *hp, const struct gguf *ggu
     return status;
 }
 
+enum ps_status hparams_layer_f32(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                                 const char *suffix, size_t field, struct ps_error *err)
+{
+    float *values = malloc(hp->n_layers * sizeof(*values));
+    if (!values)
+        return ps_error_set(err, PS_ERR_NOMEM, "hyperparameters: out of memory");
+    for (uint32_t il = 0; il < hp->n_layers; il++)
+        memcpy(&values[il], (const char *)&hp->layer[il] + field, sizeof(values[il]));
+    enum ps_status status = hparam_layers_f32(gguf, arch, suffix, false, hp->n_layers, values, err);
+    for (uint32_t il = 0; status == PS_OK && il < hp->n_layers; il++)
+        memcpy((char *)&hp->layer[il] + field, &values[il], sizeof(values[il]));
+    free(values);
+    return status;
+}
+
 #define LAYER_FIELD(field) offsetof(struct layer_hparams, field)
 
 static enum ps_status read_attention(struct hparams *hp, const struct gguf *gguf, const char *arch,
@@ -551,7 +566,8 @@ enum ps_status hparams_read(struct hparams *hp, const struct gguf *gguf, const s
                            .embedding_scale = 1.0f,
                            .residual_scale = 1.0f,
                            .logit_scale = 1.0f,
-                           .attention_out_scale = 1.0f};
+                           .attention_out_scale = 1.0f,
+                           .router_input_scale = 1.0f};
     enum ps_status status;
     if ((status = check_keys(gguf, arch->name, arch->known_keys, err)) != PS_OK ||
         (status = read_sizes(hp, gguf, arch->name, err)) != PS_OK)

@@ -47,7 +47,9 @@ struct layer_hparams {
     uint32_t head_dim_k, head_dim_v;
     float attention_scale; /* of q.k */
     uint32_t window;       /* cells that a token sees, its own included; 0: all of the past */
+    bool window_in_chunks; /* of a window: the token's own chunk of so many positions, not the last so many */
     uint32_t rope;         /* which of hparams.rope */
+    bool no_rope;          /* q and k are not rotated */
     bool v_in_k;           /* values are the first head_dim_v of the key: nothing else is cached */
     uint32_t index_dim;    /* one more cached row per token, or per block, for choosing cells; 0: none */
     uint32_t block;        /* tokens of a block; 0: nothing is kept per block */
@@ -65,7 +67,16 @@ struct layer_hparams {
 struct mla_hparams {
     uint32_t q_rank; /* 0: queries are projected at once */
     uint32_t kv_rank;
+    bool absorbed; /* the cache holds latent rows, one for all heads; else each head's keys and values */
     uint32_t head_dim_k, head_dim_v; /* per head, before absorption; the last n_rot of k are rotated */
+};
+
+/* Choice of cells for sparse attention (DeepSeek-V3.2's indexer, arXiv:2512.02556). Layers with an index_dim choose, the others
+ * take what the last one before them has chosen. */
+struct index_hparams {
+    uint32_t n_head, head_dim; /* head_dim: layer_hparams.index_dim */
+    uint32_t top_k;            /* cells that a token attends to; 0: all, or layer_hparams.most_chosen */
+    uint32_t last_blocks;      /* of blocks: that are always chosen, the token's own among them */
 };
 
 /* State-space and linear attention layers; which fields are used depends on the family. */
@@ -91,12 +102,6 @@ struct ngram_hparams {
     uint64_t n_rows; /* of the table */
     uint64_t multiplier[MAX_NGRAM];
     uint64_t offset[MAX_NGRAM_HEADS], modulus[MAX_NGRAM_HEADS]; /* each head's rows */
-};
-
-/* Choice of cells for sparse attention (DeepSeek-V3.2's indexer, arXiv:2512.02556). */
-struct index_hparams {
-    uint32_t n_head, head_dim; /* head_dim: layer_hparams.index_dim */
-    uint32_t last_blocks;      /* that are always chosen, the token's own among them */
 };
 
 struct hparams {
@@ -127,13 +132,14 @@ struct hparams {
     uint32_t n_ff_expert, n_ff_shared;              /* 0: none */
     uint32_t n_expert_groups, n_expert_groups_used; /* 1, 1: experts are chosen among all */
     enum gating gating;
+    float router_input_scale;   /* beside the router's norm; 1: none */
     bool renormalize;           /* the chosen weights are divided by their sum */
     float expert_weights_scale; /* 0: none */
 
     struct mla_hparams mla;
+    struct index_hparams index;
     struct ssm_hparams ssm;
     struct hyper_hparams hyper;
-    struct index_hparams index;
     struct ngram_hparams ngram;
     uint32_t n_out_groups,
         out_rank;              /* the output projection in two steps, the first one by groups of heads */
@@ -156,9 +162,12 @@ enum ps_status hparam_bool(const struct gguf *gguf, const char *arch, const char
 /* A required number that is a size: within 1 .. 2^20. */
 enum ps_status hparam_size(const struct gguf *gguf, const char *arch, const char *suffix, uint32_t *out,
                            struct ps_error *err);
-/* A number per layer: an array of at least n_layers, or one number for all. Absent ones keep out[]. */
+/* A number per layer: an array of at least n_layers, or one number for all. Absent ones keep out[], or the field of
+ * struct layer_hparams at that offset. */
 enum ps_status hparam_layers_u32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                                  uint32_t n_layers, uint32_t *out, struct ps_error *err);
+enum ps_status hparams_layer_f32(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                                 const char *suffix, size_t field, struct ps_error *err);
 enum ps_status hparam_layers_f32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                                  uint32_t n_layers, float *out, struct ps_error *err);
 
@@ -176,6 +185,15 @@ enum ps_status hparams_windows(struct hparams *hp, const struct gguf *gguf, cons
 /* Interleaved sections of rope 0, from the key rope.dimension_sections. For a family's hparams function. */
 enum ps_status hparams_rope_sections(struct hparams *hp, const struct gguf *gguf, const char *arch,
                                      struct ps_error *err);
+/* Latent attention, in all layers with attention that are not recurrent: hp->mla, the layers' heads as the cache has them, the
+ * scale of attention with YaRN, room in scratch.mixer; whether the tensors for it are there. Files from before attn_kv_b was
+ * split have no head sizes of their own for it: their keys and values are cached per head. For a family's hparams function.
+ * pairs_mscale: the multiplier of YaRN that the file gives holds for rotated values, too. */
+enum ps_status hparams_mla(struct hparams *hp, const struct gguf *gguf, const char *arch, bool pairs_mscale,
+                           struct ps_error *err);
+#define HPARAMS_MLA_KEYS                                                                                     \
+    "attention.q_lora_rank", "attention.kv_lora_rank", "attention.key_length_mla",                           \
+        "attention.value_length_mla", "rope.scaling.yarn_log_multiplier"
 
 /* Reads what all transformer families share, then what arch->hparams adds, and checks the whole. Every "<arch>.*" key
  * of the file must be one that is read here or one of arch->known_keys (suffixes that the family reads itself or

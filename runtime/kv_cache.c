@@ -47,13 +47,17 @@ static uint64_t block_bytes(const struct layer_hparams *l, enum kv_type type)
            (l->compressed ? kv_row_bytes(type, l->head_dim_k) : 0);
 }
 
-/* A windowed layer keeps the window, a chunk, and as much again as makes moving rows rare. */
+static uint32_t window_step(const struct layer_hparams *l)
+{
+    return l->window_in_chunks ? l->window : attention_window_step(l->window);
+}
+
+/* A windowed layer keeps the window, a chunk, and as much as its rows move by at a time. */
 static uint32_t layer_cells(const struct layer_hparams *l, uint32_t ctx, uint32_t chunk)
 {
     if (!has_cells(l))
         return 0;
-    uint32_t step = attention_window_step(l->window);
-    uint64_t cells = (uint64_t)l->window + chunk + 2ull * step + l->window / 2;
+    uint64_t cells = (uint64_t)l->window + window_step(l) + chunk;
     return l->window == 0 || cells >= ctx ? ctx : (uint32_t)cells;
 }
 
@@ -86,7 +90,7 @@ static uint64_t lay_out(struct kv_layer *layer, const struct layer_hparams *l, e
     if (has_cells(l)) {
         layer->n_kv_head = l->n_kv_head;
         layer->window = l->window;
-        layer->step = attention_window_step(l->window);
+        layer->step = window_step(l);
         layer->k_row = kv_row_bytes(type, l->head_dim_k);
         layer->v_row = l->v_in_k ? 0 : kv_row_bytes(type, l->head_dim_v);
         layer->index_row = index_bytes(l, type);

@@ -92,6 +92,8 @@ void model_preload_working_set(struct ps_model *model);
 /* Fills global[], layers[], groups and act_mask; every tensor of the file must be claimed. */
 enum ps_status model_bind_tensors(struct ps_model *model, struct ps_error *err);
 void model_unbind_tensors(struct ps_model *model);
+/* Whether a tensor belongs to the layers past the last, heads for predicting further tokens: nothing reads it. */
+bool model_skips_tensor(const struct ps_model *model, const char *name);
 void model_fill_info(struct ps_model *model);
 
 /* One part of a routed expert as a weight; data is set by the caller. */

@@ -55,17 +55,20 @@ static bool is_stored(const struct ps_model *model, const struct gguf_tensor *te
 static void fill_sizes(const struct ps_model *model, struct ps_model_info *info)
 {
     uint64_t expert_params = 0;
+    uint64_t skipped_params = 0;
     for (uint32_t i = 0; i < gguf_n_tensors(model->gguf); i++) {
         const struct gguf_tensor *tensor = gguf_tensor_at(model->gguf, i);
         info->n_params += n_values(tensor);
         if (shard_map_owns_tensor(model->shards, i)) {
             expert_params += n_values(tensor);
             info->expert_bytes += tensor->bytes;
+        } else if (model_skips_tensor(model, tensor->name)) {
+            skipped_params += n_values(tensor);
         } else if (!is_stored(model, tensor)) {
             info->trunk_bytes += tensor->bytes;
         }
     }
-    info->n_params_active = info->n_params - expert_params;
+    info->n_params_active = info->n_params - expert_params - skipped_params;
     if (model->hp.n_expert > 0)
         info->n_params_active += expert_params / model->hp.n_expert * model->hp.n_expert_used;
     /* A token looks up one row of an embedding that is not also the output head. */

@@ -168,6 +168,19 @@ static enum ps_status bind_globals(struct binding *binding, struct ps_error *err
     return tensor_layout_init(&model->global_group.layout, model->gguf, indices, model->global_group.n, err);
 }
 
+/* q, k and v in one matrix or in three, where the family knows both. */
+static enum ps_status check_qkv(const struct layer *layer, const char *prefix, struct ps_error *err)
+{
+    const struct weight *w = layer->w;
+    bool single = w[LT_Q].format || w[LT_K].format || w[LT_V].format;
+    if (w[LT_QKV].format && single)
+        return ps_error_set(err, PS_ERR_FORMAT, "%sattn_qkv.weight: beside q, k or v on their own", prefix);
+    if (!w[LT_QKV].format && !(w[LT_Q].format && w[LT_K].format && w[LT_V].format))
+        return ps_error_set(err, PS_ERR_FORMAT, "%sattn_qkv.weight: tensor is missing, and so are q, k or v",
+                            prefix);
+    return PS_OK;
+}
+
 static enum ps_status bind_layer(struct binding *binding, uint32_t il, struct ps_error *err)
 {
     struct ps_model *model = binding->model;
@@ -184,6 +197,10 @@ static enum ps_status bind_layer(struct binding *binding, uint32_t il, struct ps
     enum ps_status status = PS_OK;
     for (uint32_t i = 0; status == PS_OK && i < model->arch->n_layer_rules; i++)
         status = bind_rule(binding, &place, &model->arch->layer_rules[i], err);
+    bool either = has_rule(model->arch->layer_rules, model->arch->n_layer_rules, LT_QKV) &&
+                  has_rule(model->arch->layer_rules, model->arch->n_layer_rules, LT_Q);
+    if (status == PS_OK && either && (place.is & NEED_IN_ATTENTION))
+        status = check_qkv(layer, prefix, err);
     if (status != PS_OK)
         return status;
     return tensor_layout_init(&layer->group.layout, model->gguf, indices, layer->group.n, err);
@@ -243,8 +260,7 @@ static enum ps_status check_experts(struct ps_model *model, uint32_t il, struct 
     return check_slice(model, il, SHARD_DOWN, "ffn_down_exps.weight", hp->n_embd, hp->n_ff_expert, err);
 }
 
-/* Layers past the last are heads for predicting further tokens; nothing here uses them. */
-static bool is_skipped(const struct ps_model *model, const char *name)
+bool model_skips_tensor(const struct ps_model *model, const char *name)
 {
     unsigned layer;
     return sscanf(name, "blk.%u.", &layer) == 1 && layer >= model->hp.n_layers &&
@@ -266,7 +282,7 @@ static void infer_widths(struct ps_model *model)
         }
         snprintf(key, sizeof(key), "blk.%u.ffn_up_shexp.weight", il);
         const struct gguf_tensor *shared = gguf_tensor_find(model->gguf, key);
-        if (hp->n_ff_shared == 0 && shared && shared->dims[1] <= UINT32_MAX)
+        if (shared && shared->dims[1] <= UINT32_MAX)
             hp->n_ff_shared = (uint32_t)shared->dims[1];
     }
 }
@@ -277,8 +293,10 @@ static void find_widest_input(struct ps_model *model)
         const struct weight *w = model->layers[il].w;
         for (uint32_t id = 0; id < LT_COUNT; id++) {
             bool hidden = id == LT_FFN_DOWN || id == LT_SHARED_DOWN;
-            if (!hidden && w[id].format && w[id].n_rows > 1 && w[id].n_cols > model->widest_input)
-                model->widest_input = w[id].n_cols;
+            bool per_head = id == LT_K_B || id == LT_V_B;
+            uint64_t n_cols = w[id].n_cols * (per_head ? model->hp.layer[il].n_head : 1);
+            if (!hidden && w[id].format && w[id].n_rows > 1 && n_cols > model->widest_input)
+                model->widest_input = n_cols;
         }
     }
 }
@@ -288,7 +306,7 @@ static enum ps_status check_all_claimed(const struct binding *binding, struct ps
     const struct ps_model *model = binding->model;
     for (uint32_t i = 0; i < gguf_n_tensors(model->gguf); i++) {
         if (!binding->claimed[i] && !shard_map_owns_tensor(model->shards, i) &&
-            !is_skipped(model, gguf_tensor_at(model->gguf, i)->name))
+            !model_skips_tensor(model, gguf_tensor_at(model->gguf, i)->name))
             return ps_error_set(err, PS_ERR_UNSUPPORTED,
                                 "%s: tensor is not handled for '%s', and may change the result",
                                 gguf_tensor_at(model->gguf, i)->name, model->arch->name);

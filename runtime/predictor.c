@@ -242,7 +242,7 @@ static void copy_router(struct predictor *p, struct router_copy *copy, const str
         &layer->w[p->model->arch->router_norm ? p->model->arch->router_norm : LT_FFN_NORM];
     const struct weight *norm_bias = &layer->w[LT_FFN_NORM_BIAS];
     const struct weight *select_bias = &layer->w[LT_SELECT_BIAS];
-    memcpy(copy->norm, norm->data, width * sizeof(float));
+    p->model->ops->scale(copy->norm, norm->data, p->model->hp.router_input_scale, width);
     copy->has_norm_bias = norm_bias->format;
     if (copy->has_norm_bias)
         memcpy(copy->norm + width, norm_bias->data, width * sizeof(float));

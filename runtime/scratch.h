@@ -13,6 +13,8 @@ enum {
     FFN_TILE_TOKENS = 64, /* tokens per pass over them */
     BLOCK_TILE = 256,     /* blocks per work item of the index */
     MAX_GATHER_SLOTS = 16,
+    INDEX_TOKENS = 8, /* that share loads of keys when cells are chosen */
+    INDEX_CELLS = 64, /* per work item */
 };
 
 /* Rows of activations in each form that some weight takes; F32 is the row itself. */
@@ -47,6 +49,11 @@ struct scratch {
     float *attention;              /* per thread */
     size_t attention_floats;       /* per thread */
     float *attention_partials;     /* of the segments of a long context */
+    uint32_t *cells;          /* [T][index.top_k] that a token attends to, ascending; NULL: all have room */
+    float *index_scores;      /* [INDEX_TOKENS][ctx] */
+    float *index_tiles;       /* per thread: [INDEX_TOKENS][index.n_head][INDEX_CELLS] */
+    size_t index_tile_floats; /* per thread */
+    uint8_t *gathered;        /* [index.top_k] rows of keys */
 
     /* Attention over rows that differ from token to token, for a few tokens (slots) at a time; sizes are of one slot. */
     uint32_t gather_slots;

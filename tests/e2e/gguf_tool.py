@@ -7,7 +7,7 @@ the change. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (v
 import struct
 
 STRING, ARRAY = 8, 9
-U16, U32, I32, U64 = 2, 4, 5, 10
+U16, U32, I32, F32, U64 = 2, 4, 5, 6, 10
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 DEFAULT_ALIGNMENT = 32
 

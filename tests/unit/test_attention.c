@@ -52,42 +52,49 @@ struct shape {
     uint32_t window;
     bool sinks;
     enum kv_type type;
+    bool window_in_chunks;
 };
 
 static const struct shape SHAPES[] = {
-    {"first token", 1, 0, 4, 4, 64, 64, 0, false, KV_F32},
-    {"one block less one", 1, 30, 4, 2, 64, 64, 0, false, KV_F32},
-    {"one block", 1, 31, 4, 2, 64, 64, 0, false, KV_F16},
-    {"one block and one", 1, 32, 4, 2, 64, 64, 0, true, KV_F16},
-    {"prefill from 0", 70, 0, 4, 1, 64, 64, 0, false, KV_F32},
-    {"prefill in the middle", 9, 91, 8, 2, 128, 128, 0, false, KV_F16},
-    {"groups of 3", 3, 45, 6, 2, 80, 80, 0, false, KV_F16},
-    {"groups of 5", 2, 77, 10, 2, 96, 64, 0, true, KV_F32},
-    {"groups of 7", 2, 200, 14, 2, 112, 112, 0, false, KV_F16},
-    {"groups of 8, window, sinks", 5, 300, 16, 2, 64, 64, 128, true, KV_F16},
-    {"groups of 16, dims as MLA", 2, 66, 16, 1, 576, 512, 0, false, KV_F16},
-    {"value dim below key dim", 3, 40, 4, 4, 192, 128, 0, false, KV_F32},
-    {"odd dims", 4, 50, 6, 3, 13, 7, 0, true, KV_F16},
-    {"odd dims, F32", 4, 50, 7, 1, 33, 31, 20, true, KV_F32},
-    {"dims below a register", 4, 37, 3, 1, 3, 1, 0, false, KV_F16},
-    {"window of one", 3, 64, 4, 2, 24, 24, 1, false, KV_F32},
-    {"window within a block", 3, 61, 4, 2, 40, 40, 7, true, KV_F16},
-    {"window larger than the past", 6, 3, 4, 2, 64, 64, 100, false, KV_F32},
-    {"window of two blocks", 40, 10, 2, 2, 64, 64, 64, false, KV_F16},
-    {"Q8_0, groups of 4", 9, 91, 8, 2, 128, 128, 0, false, KV_Q8_0},
-    {"Q8_0, dims of no whole block", 5, 60, 6, 3, 80, 40, 0, true, KV_Q8_0},
-    {"Q8_0, dims below a register", 3, 70, 2, 1, 5, 3, 0, false, KV_Q8_0},
-    {"Q8_0, ungrouped", 1, 150, 3, 3, 64, 64, 0, false, KV_Q8_0},
-    {"Q8_0, dims as MLA", 2, 66, 20, 1, 576, 512, 0, false, KV_Q8_0},
-    {"ungrouped prefill", 45, 200, 4, 4, 64, 96, 0, false, KV_F16},
-    {"more heads in a group than in a tile", 2, 130, 72, 1, 48, 32, 0, true, KV_F16},
-    {"one segment", 1, 255, 4, 2, 64, 64, 0, false, KV_F16},
-    {"one segment and one", 1, 256, 4, 2, 64, 64, 0, true, KV_Q8_0},
-    {"segments within a chunk", 40, 500, 4, 2, 16, 16, 0, false, KV_F32},
-    {"window over a segment's end", 70, 230, 4, 1, 32, 32, 60, true, KV_F16},
-    {"longer segments from a token on", 9, 4090, 15, 1, 8, 8, 0, false, KV_F16},
-    {"few tokens where segments grow", 3, 4094, 4, 1, 8, 8, 0, true, KV_F16},
-    {"long window where segments grow", 9, 4500, 16, 2, 8, 4, 4095, false, KV_Q8_0},
+    {"first token", 1, 0, 4, 4, 64, 64, 0, false, KV_F32, false},
+    {"one block less one", 1, 30, 4, 2, 64, 64, 0, false, KV_F32, false},
+    {"one block", 1, 31, 4, 2, 64, 64, 0, false, KV_F16, false},
+    {"one block and one", 1, 32, 4, 2, 64, 64, 0, true, KV_F16, false},
+    {"prefill from 0", 70, 0, 4, 1, 64, 64, 0, false, KV_F32, false},
+    {"prefill in the middle", 9, 91, 8, 2, 128, 128, 0, false, KV_F16, false},
+    {"groups of 3", 3, 45, 6, 2, 80, 80, 0, false, KV_F16, false},
+    {"groups of 5", 2, 77, 10, 2, 96, 64, 0, true, KV_F32, false},
+    {"groups of 7", 2, 200, 14, 2, 112, 112, 0, false, KV_F16, false},
+    {"groups of 8, window, sinks", 5, 300, 16, 2, 64, 64, 128, true, KV_F16, false},
+    {"groups of 16, dims as MLA", 2, 66, 16, 1, 576, 512, 0, false, KV_F16, false},
+    {"value dim below key dim", 3, 40, 4, 4, 192, 128, 0, false, KV_F32, false},
+    {"odd dims", 4, 50, 6, 3, 13, 7, 0, true, KV_F16, false},
+    {"odd dims, F32", 4, 50, 7, 1, 33, 31, 20, true, KV_F32, false},
+    {"dims below a register", 4, 37, 3, 1, 3, 1, 0, false, KV_F16, false},
+    {"window of one", 3, 64, 4, 2, 24, 24, 1, false, KV_F32, false},
+    {"window within a block", 3, 61, 4, 2, 40, 40, 7, true, KV_F16, false},
+    {"window larger than the past", 6, 3, 4, 2, 64, 64, 100, false, KV_F32, false},
+    {"window of two blocks", 40, 10, 2, 2, 64, 64, 64, false, KV_F16, false},
+    {"Q8_0, groups of 4", 9, 91, 8, 2, 128, 128, 0, false, KV_Q8_0, false},
+    {"Q8_0, dims of no whole block", 5, 60, 6, 3, 80, 40, 0, true, KV_Q8_0, false},
+    {"Q8_0, dims below a register", 3, 70, 2, 1, 5, 3, 0, false, KV_Q8_0, false},
+    {"Q8_0, ungrouped", 1, 150, 3, 3, 64, 64, 0, false, KV_Q8_0, false},
+    {"Q8_0, dims as MLA", 2, 66, 20, 1, 576, 512, 0, false, KV_Q8_0, false},
+    {"ungrouped, window across blocks", 3, 200, 2, 2, 96, 64, 75, false, KV_F32, false},
+    {"ungrouped, window across blocks, F16", 3, 309, 2, 2, 192, 128, 45, true, KV_F16, false},
+    {"ungrouped, window across blocks, Q8_0", 3, 255, 2, 2, 64, 160, 37, true, KV_Q8_0, false},
+    {"ungrouped prefill", 45, 200, 4, 4, 64, 96, 0, false, KV_F16, false},
+    {"more heads in a group than in a tile", 2, 130, 72, 1, 48, 32, 0, true, KV_F16, false},
+    {"one segment", 1, 255, 4, 2, 64, 64, 0, false, KV_F16, false},
+    {"one segment and one", 1, 256, 4, 2, 64, 64, 0, true, KV_Q8_0, false},
+    {"segments within a chunk", 40, 500, 4, 2, 16, 16, 0, false, KV_F32, false},
+    {"window over a segment's end", 70, 230, 4, 1, 32, 32, 60, true, KV_F16, false},
+    {"longer segments from a token on", 9, 4090, 15, 1, 8, 8, 0, false, KV_F16, false},
+    {"few tokens where segments grow", 3, 4094, 4, 1, 8, 8, 0, true, KV_F16, false},
+    {"long window where segments grow", 9, 4500, 16, 2, 8, 4, 4095, false, KV_Q8_0, false},
+    {"chunks of positions", 70, 90, 4, 2, 32, 32, 50, false, KV_F16, true},
+    {"a chunk's first position", 1, 300, 4, 1, 32, 16, 100, true, KV_F32, true},
+    {"a chunk of many segments", 5, 9000, 2, 1, 8, 8, 8192, false, KV_F32, true},
 };
 enum { N_SHAPES = sizeof(SHAPES) / sizeof(SHAPES[0]) };
 
@@ -172,6 +179,7 @@ static struct problem problem_new(const struct shape *s)
                                      .head_dim_v = s->head_dim_v,
                                      .scale = 1.0f / sqrtf((float)s->head_dim_k),
                                      .window = s->window,
+                                     .window_in_chunks = s->window_in_chunks,
                                      .sinks = s->sinks ? p.sinks : NULL};
     return p;
 }
@@ -248,6 +256,9 @@ static float *attend_new(enum cpu_level level, const struct attention_args *args
 static bool sees(const struct attention_args *args, uint32_t token, uint32_t cell)
 {
     int64_t distance = (int64_t)args->pos[token] - (int64_t)cell;
+    if (args->window > 0 && args->window_in_chunks) {
+        return distance >= 0 && (uint32_t)args->pos[token] / args->window == cell / args->window;
+    }
     return distance >= 0 && (args->window == 0 || distance < (int64_t)args->window);
 }
 
@@ -620,6 +631,7 @@ static struct shape random_shape(void)
     s.head_dim_k = 1 + random_below(150);
     s.head_dim_v = random_below(2) == 0 ? s.head_dim_k : 1 + random_below(150);
     s.window = random_below(2) == 0 ? 0 : 1 + random_below(400);
+    s.window_in_chunks = random_below(4) == 0;
     s.sinks = random_below(2) == 0;
     s.type = (enum kv_type)random_below(KV_N_TYPES);
     return s;
@@ -649,7 +661,7 @@ static void positions_may_come_in_any_order(void **state)
     (void)state;
     static const int32_t POSITIONS[] = {700, 3, 3, -1, 256, 255, 701, 64, 63, 0, 511, 512, 700};
     enum { N = sizeof(POSITIONS) / sizeof(POSITIONS[0]) };
-    const struct shape shape = {"any order", N, 700, 12, 2, 64, 64, 300, true, KV_F16};
+    const struct shape shape = {"any order", N, 700, 12, 2, 64, 64, 300, true, KV_F16, false};
     for (enum cpu_level level = CPU_SCALAR; level < CPU_N_LEVELS; level++) {
         if (!cpu_level_available(level)) {
             continue;

@@ -185,6 +185,88 @@ static void swiglu_matches_double_precision(void **state)
     at_each_level(check_swiglu);
 }
 
+static double clamped(double x, double limit)
+{
+    return x < -limit ? -limit : x > limit ? limit : x;
+}
+
+static double swish(double x, double k)
+{
+    return x / (1.0 + exp(-k * x));
+}
+
+/* The other activations, each against its definition. */
+static void check_activations(const struct vector_ops *ops, size_t n)
+{
+    float gate[MAX_N] = {0};
+    float up[MAX_N] = {0};
+    float out[5][MAX_N] = {{0}};
+    fill(gate, n, -20.0f, 20.0f);
+    fill(up, n, -12.0f, 12.0f);
+    ops->swiglu_limit(out[0], gate, up, 3.5f, n);
+    ops->swiglu_oai(out[1], gate, up, 1.702f, 7.0f, n);
+    ops->geglu(out[2], gate, up, n);
+    ops->relu_squared(out[3], gate, n);
+    ops->sigmoid(out[4], gate, n);
+    for (size_t i = 0; i < n; i++) {
+        double g = (double)gate[i];
+        double u = (double)up[i];
+        double inner = sqrt(2.0 / 3.14159265358979323846) * (g + 0.044715 * g * g * g);
+        const double expected[5] = {
+            fmin(swish(g, 1.0), 3.5) * clamped(u, 3.5),
+            swish(fmin(g, 7.0), 1.702f) * (clamped(u, 7.0) + 1.0),
+            0.5 * g * (1.0 + tanh(inner)) * u,
+            g > 0.0 ? g * g : 0.0,
+            1.0 / (1.0 + exp(-g)),
+        };
+        for (size_t k = 0; k < 5; k++) {
+            /* Where 1 + tanh cancels, the double's own error is the larger one. */
+            assert_near((double)out[k][i], expected[k], fabs(expected[k]) * 2e-6 + 1e-13);
+        }
+    }
+    ops->geglu(gate, gate, up, n);
+    assert_same_bits(gate, out[2], n);
+}
+
+static void activations_match_their_definitions(void **state)
+{
+    (void)state;
+    at_each_level(check_activations);
+}
+
+static void check_layer_norm(const struct vector_ops *ops, size_t n)
+{
+    float x[MAX_N] = {0};
+    float weight[MAX_N] = {0};
+    float bias[MAX_N] = {0};
+    float out[MAX_N] = {0};
+    fill(x, n, 2.0f, 5.0f);
+    fill(weight, n, -2.0f, 2.0f);
+    fill(bias, n, -1.0f, 1.0f);
+    ops->layer_norm(out, x, weight, bias, n, 1e-5f);
+    double mean = 0.0;
+    double squares = 0.0;
+    for (size_t i = 0; i < n; i++) {
+        mean += (double)x[i] / (double)n;
+    }
+    for (size_t i = 0; i < n; i++) {
+        squares += ((double)x[i] - mean) * ((double)x[i] - mean);
+    }
+    double inverse = 1.0 / sqrt(squares / (double)n + (double)1e-5f);
+    for (size_t i = 0; i < n; i++) {
+        double expected = ((double)x[i] - mean) * inverse * (double)weight[i] + (double)bias[i];
+        assert_near((double)out[i], expected, 2e-4); /* of one value: what rounding the mean leaves of it */
+    }
+    ops->layer_norm(x, x, weight, bias, n, 1e-5f);
+    assert_same_bits(x, out, n);
+}
+
+static void layer_norm_matches_double_precision(void **state)
+{
+    (void)state;
+    at_each_level(check_layer_norm);
+}
+
 static void swiglu_of_large_gates_saturates(void **state)
 {
     (void)state;
@@ -400,11 +482,13 @@ static void dot_matches_double_precision(void **state)
     at_each_level(check_dot);
 }
 
-/* Runs every operation on x[0..n) at one offset in memory; results one after the other in out[6][MAX_N]. */
+/* Runs every operation on x[0..n) at one offset in memory; results one after the other in out[OPERATIONS][MAX_N]. */
+enum { OPERATIONS = 12 };
+
 static void run_all(const struct vector_ops *ops, const float *x, const float *y, size_t n, float *out)
 {
-    float *r[6];
-    for (size_t i = 0; i < 6; i++) {
+    float *r[OPERATIONS];
+    for (size_t i = 0; i < OPERATIONS; i++) {
         r[i] = out + i * MAX_N;
     }
     ops->swiglu(r[0], x, y, n);
@@ -419,12 +503,18 @@ static void run_all(const struct vector_ops *ops, const float *x, const float *y
     float angle[MAX_N] = {0};
     fill(angle, n, 0.25f, 0.25f);
     ops->rope(r[5], angle, angle, n / 2 * 2, false);
+    ops->swiglu_limit(r[6], x, y, 0.5f, n);
+    ops->swiglu_oai(r[7], x, y, 1.702f, 0.5f, n);
+    ops->geglu(r[8], x, y, n);
+    ops->relu_squared(r[9], x, n);
+    ops->sigmoid(r[10], x, n);
+    ops->mul(r[11], x, y, n);
 }
 
 static void check_position_independence(const struct vector_ops *ops, size_t n)
 {
-    static float whole[6 * MAX_N];
-    static float part[6 * MAX_N];
+    static float whole[OPERATIONS * MAX_N];
+    static float part[OPERATIONS * MAX_N];
     float x[MAX_N] = {0};
     float y[MAX_N] = {0};
     fill(x, n, -4.0f, 4.0f);
@@ -433,7 +523,7 @@ static void check_position_independence(const struct vector_ops *ops, size_t n)
     for (size_t begin = 0; begin < n; begin += 2) {
         size_t length = n - begin < 6 ? n - begin : 6;
         run_all(ops, x + begin, y + begin, length, part);
-        for (size_t op = 0; op < 6; op++) {
+        for (size_t op = 0; op < OPERATIONS; op++) {
             size_t compared = op == 5 ? length / 2 * 2 : length;
             assert_same_bits(whole + op * MAX_N + begin, part + op * MAX_N, compared);
         }
@@ -479,7 +569,7 @@ static void check_bounds(const struct vector_ops *ops, size_t n)
     float out[MAX_N] = {0};
     uint16_t half[MAX_N] = {0};
     fill(a, MAX_N, -1.0f, 1.0f);
-    for (size_t op = 0; op < 8; op++) {
+    for (size_t op = 0; op < 15; op++) {
         fill(out, MAX_N, 0.0f, 1.0f);
         for (size_t i = n; i < n + GUARD; i++) {
             out[i] = CANARY;
@@ -506,6 +596,27 @@ static void check_bounds(const struct vector_ops *ops, size_t n)
             break;
         case 6:
             ops->rope(out, a, a, n / 2 * 2, true);
+            break;
+        case 7:
+            ops->swiglu_limit(out, a, a, 0.5f, n);
+            break;
+        case 8:
+            ops->swiglu_oai(out, a, a, 1.702f, 0.5f, n);
+            break;
+        case 9:
+            ops->geglu(out, a, a, n);
+            break;
+        case 10:
+            ops->relu_squared(out, a, n);
+            break;
+        case 11:
+            ops->sigmoid(out, a, n);
+            break;
+        case 12:
+            ops->mul(out, a, a, n);
+            break;
+        case 13:
+            ops->layer_norm(out, a, a, a, n, 1e-6f);
             break;
         default:
             ops->f32_to_f16(half, a, n);
@@ -820,6 +931,8 @@ int main(void)
         cmocka_unit_test(rms_norm_of_a_long_row_keeps_its_precision),
         cmocka_unit_test(swiglu_matches_double_precision),
         cmocka_unit_test(clamped_swiglu_matches_double_precision),
+        cmocka_unit_test(activations_match_their_definitions),
+        cmocka_unit_test(layer_norm_matches_double_precision),
         cmocka_unit_test(swiglu_of_large_gates_saturates),
         cmocka_unit_test(silu_softplus_and_exp_match_double_precision),
         cmocka_unit_test(exponentials_of_extremes_saturate),

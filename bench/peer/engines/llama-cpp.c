@@ -1,7 +1,9 @@
-/* Measures llama.cpp v0.5.0 through its C library: given tokens, given threads, no sampling.
+/* Measures llama.cpp v0.5.0 through its C library: given tokens, given threads, no sampling; or has it compute logits.
  *
  * Usage: llama-cpp LIBRARY_FOLDER MODEL TOKENS_FILE PREFILL DECODE THREADS REPEAT on|off > JSON   (contract: ../README.md)
- * on, its default: weights are repacked at load.
+ *        llama-cpp LIBRARY_FOLDER MODEL TOKENS_FILE N > FLOATS
+ * on, its default: weights are repacked at load. FLOATS: logits [N][vocabulary] of the first N tokens as one batch, with K, V
+ * and recurrent state in F32, without flash attention and repacking: the arithmetic to compare with.
  * The library is opened at run time, so this needs nothing of llama.cpp to be compiled. The declarations below are what is
  * used of include/llama.h and ggml/include/ggml-backend.h of v0.5.0; structs go by value, so they must have its sizes. */
 #include <dlfcn.h>
@@ -72,6 +74,8 @@ static struct {
     float *(*llama_get_logits_ith)(void *context, int32_t i);
     void *(*llama_get_memory)(const void *context);
     void (*llama_memory_clear)(void *memory, bool data);
+    const void *(*llama_model_get_vocab)(const void *model);
+    int32_t (*llama_vocab_n_tokens)(const void *vocab);
     void (*llama_free)(void *context);
     void (*llama_model_free)(void *model);
 } api;
@@ -92,6 +96,8 @@ static const struct {
     {"llama_get_logits_ith", &api.llama_get_logits_ith},
     {"llama_get_memory", &api.llama_get_memory},
     {"llama_memory_clear", &api.llama_memory_clear},
+    {"llama_model_get_vocab", &api.llama_model_get_vocab},
+    {"llama_vocab_n_tokens", &api.llama_vocab_n_tokens},
     {"llama_free", &api.llama_free},
     {"llama_model_free", &api.llama_model_free},
 };
@@ -182,34 +188,97 @@ static void print_runs(const char *key, const double *runs, int n)
     printf("]");
 }
 
+static void *load_model(const char *library, const char *path, bool repack)
+{
+    open_library(library);
+    api.llama_log_set(on_log, NULL);
+    api.ggml_backend_load_all_from_path(library);
+    api.llama_backend_init();
+    struct llama_model_params params = api.llama_model_default_params();
+    params.use_extra_bufts = repack;
+    void *model = api.llama_model_load_from_file(path, params);
+    if (!model)
+        die(path, "llama.cpp cannot load it");
+    return model;
+}
+
+static struct llama_context_params context_params(int32_t n_ctx, int32_t threads)
+{
+    struct llama_context_params params = api.llama_context_default_params();
+    if (params.n_batch != 2048 || params.n_ubatch != 512 || params.type_k != 1 || params.ctx_other != NULL)
+        die("llama_context_default_params", "not the defaults of v0.5.0: is it another version?");
+    params.n_ctx = (uint32_t)n_ctx;
+    params.n_threads = params.n_threads_batch = threads;
+    return params;
+}
+
+static void *new_context(void *model, struct llama_context_params params)
+{
+    void *context = api.llama_init_from_model(model, params);
+    if (!context)
+        die("context", "llama.cpp cannot make one");
+    return context;
+}
+
+/* All tokens of one sequence in one batch, with logits for each. */
+static struct llama_batch whole_batch(int32_t *tokens, int32_t n)
+{
+    static int32_t first_sequence = 0;
+    struct llama_batch batch = {.n_tokens = n, .token = tokens};
+    batch.pos = calloc((size_t)n, sizeof(*batch.pos));
+    batch.n_seq_id = calloc((size_t)n, sizeof(*batch.n_seq_id));
+    batch.seq_id = calloc((size_t)n, sizeof(*batch.seq_id));
+    batch.logits = calloc((size_t)n, sizeof(*batch.logits));
+    if (!batch.pos || !batch.n_seq_id || !batch.seq_id || !batch.logits)
+        die("batch", "out of memory");
+    for (int32_t i = 0; i < n; i++) {
+        batch.pos[i] = i;
+        batch.n_seq_id[i] = 1;
+        batch.seq_id[i] = &first_sequence;
+        batch.logits[i] = 1;
+    }
+    return batch;
+}
+
+static int print_logits(const char *library, const char *path, const char *tokens_file, int32_t n)
+{
+    enum { F32 = 0, FLASH_ATTENTION_OFF = 0, THREADS = 2, LEAST_CONTEXT = 256 };
+    if (n < 1)
+        die("usage", "N is from 1");
+    int32_t *tokens = read_tokens(tokens_file, n);
+    void *model = load_model(library, path, false);
+    struct llama_context_params params = context_params(n < LEAST_CONTEXT ? LEAST_CONTEXT : n, THREADS);
+    params.type_k = params.type_v = F32;
+    params.flash_attn_type = FLASH_ATTENTION_OFF;
+    params.n_batch = params.n_ubatch = params.n_ctx;
+    void *context = new_context(model, params);
+    if (api.llama_decode(context, whole_batch(tokens, n)) != 0)
+        die("llama_decode", "failed");
+    size_t width = (size_t)api.llama_vocab_n_tokens(api.llama_model_get_vocab(model));
+    for (int32_t i = 0; i < n; i++) {
+        const float *row = api.llama_get_logits_ith(context, i);
+        if (!row || fwrite(row, sizeof(*row), width, stdout) != width)
+            die("logits", "cannot write them");
+    }
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     enum { MAX_REPEAT = 64 };
+    if (argc == 5)
+        return print_logits(argv[1], argv[2], argv[3], atoi(argv[4]));
     if (argc != 9)
-        die("usage", "LIBRARY_FOLDER MODEL TOKENS_FILE PREFILL DECODE THREADS REPEAT on|off");
+        die("usage", "LIBRARY_FOLDER MODEL TOKENS_FILE (PREFILL DECODE THREADS REPEAT on|off | N)");
     int32_t n_prefill = atoi(argv[4]), n_decode = atoi(argv[5]), threads = atoi(argv[6]),
             repeat = atoi(argv[7]);
     int32_t most = n_prefill > n_decode ? n_prefill : n_decode;
     if (most < 1 || threads < 1 || repeat < 1 || repeat > MAX_REPEAT)
         die("usage", "numbers are from 1");
     int32_t *tokens = read_tokens(argv[3], most);
-    open_library(argv[1]);
-    api.llama_log_set(on_log, NULL);
-    api.ggml_backend_load_all_from_path(argv[1]);
-    api.llama_backend_init();
-    struct llama_model_params model_params = api.llama_model_default_params();
-    model_params.use_extra_bufts = strcmp(argv[8], "off") != 0;
-    void *model = api.llama_model_load_from_file(argv[2], model_params);
-    if (!model)
-        die(argv[2], "llama.cpp cannot load it");
-    struct llama_context_params params = api.llama_context_default_params();
-    if (params.n_batch != 2048 || params.n_ubatch != 512 || params.type_k != 1 || params.ctx_other != NULL)
-        die("llama_context_default_params", "not the defaults of v0.5.0: is it another version?");
-    params.n_ctx = (uint32_t)most;
-    params.n_threads = params.n_threads_batch = threads;
-    void *context = api.llama_init_from_model(model, params);
-    if (!context)
-        die(argv[2], "llama.cpp cannot make a context");
+    void *model = load_model(argv[1], argv[2], strcmp(argv[8], "off") != 0);
+    struct llama_context_params params = context_params(most, threads);
+    void *context = new_context(model, params);
     double prefill[MAX_REPEAT], decode[MAX_REPEAT];
     measure(context, tokens, n_prefill, n_prefill); /* touches every weight */
     measure(context, tokens, n_decode < 8 ? n_decode : 8, 1);

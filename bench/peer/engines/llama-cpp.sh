@@ -30,4 +30,8 @@ case $1 in
         shift
         exec "$cache/llama-cpp" "$library" "$@" "${REPACK:-on}"
         ;;
+    logits) # MODEL TOKENS_FILE N
+        shift
+        exec "$cache/llama-cpp" "$library" "$@"
+        ;;
 esac

@@ -1,0 +1,35 @@
+/* bailingmoe2: (Ling 2, Ring 2): q, k and v in one matrix; leading dense layers; sigmoid scores with a selection bias, experts
+ * in groups; a shared expert. */
+#include "runtime/arch.h"
+#include "runtime/forward.h"
+
+static const struct tensor_rule RULES[] = {
+    {LT_ATTN_NORM, "attn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
+    {LT_QKV, "attn_qkv.weight", dim_qkv, dim_embd, NEED_ALWAYS, NULL},
+    {LT_Q_NORM, "attn_q_norm.weight", dim_one, dim_head_k, NEED_ALWAYS, NULL},
+    {LT_K_NORM, "attn_k_norm.weight", dim_one, dim_head_k, NEED_ALWAYS, NULL},
+    {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_ALWAYS, NULL},
+    {LT_FFN_NORM, "ffn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
+    {LT_FFN_GATE, "ffn_gate.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
+    {LT_FFN_UP, "ffn_up.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
+    {LT_FFN_DOWN, "ffn_down.weight", dim_embd, dim_ff, NEED_IN_DENSE, NULL},
+    {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_IN_MOE, NULL},
+    {LT_SELECT_BIAS, "exp_probs_b.bias", dim_one, dim_experts, NEED_IN_MOE | NEED_OPTIONAL, NULL},
+    {LT_SHARED_GATE, "ffn_gate_shexp.weight", dim_shared_ff, dim_embd, NEED_IN_MOE | NEED_OPTIONAL, NULL},
+    {LT_SHARED_UP, "ffn_up_shexp.weight", dim_shared_ff, dim_embd, NEED_IN_MOE | NEED_OPTIONAL, NULL},
+    {LT_SHARED_DOWN, "ffn_down_shexp.weight", dim_embd, dim_shared_ff, NEED_IN_MOE | NEED_OPTIONAL, NULL},
+};
+
+static enum ps_status layer(struct forward *f, uint32_t il, struct ps_error *err)
+{
+    block_attention(f, il, &(struct attention_options){.rope = ROPE_NEOX});
+    return block_ffn(f, il, FFN_SWIGLU, err);
+}
+
+const struct arch ARCH_BAILINGMOE2 = {
+    .name = "bailingmoe2",
+    .layer_rules = RULES,
+    .n_layer_rules = sizeof(RULES) / sizeof(RULES[0]),
+    .gating = GATING_SIGMOID,
+    .layer = layer,
+};

@@ -1,0 +1,43 @@
+/* gpt-oss: biases on all projections, the router and the experts; attention sinks; every other layer has a sliding
+ * window; YaRN; weights are the softmax of the chosen experts' logits; a SwiGLU of its own. */
+#include "runtime/arch.h"
+#include "runtime/forward.h"
+
+static const struct tensor_rule RULES[] = {
+    {LT_ATTN_NORM, "attn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
+    {LT_Q, "attn_q.weight", dim_q, dim_embd, NEED_ALWAYS, NULL},
+    {LT_K, "attn_k.weight", dim_k, dim_embd, NEED_ALWAYS, NULL},
+    {LT_V, "attn_v.weight", dim_v, dim_embd, NEED_ALWAYS, NULL},
+    {LT_Q_BIAS, "attn_q.bias", dim_one, dim_q, NEED_OPTIONAL, NULL},
+    {LT_K_BIAS, "attn_k.bias", dim_one, dim_k, NEED_OPTIONAL, NULL},
+    {LT_V_BIAS, "attn_v.bias", dim_one, dim_v, NEED_OPTIONAL, NULL},
+    {LT_ATTN_SINKS, "attn_sinks.weight", dim_one, dim_n_head, NEED_OPTIONAL, NULL},
+    {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_ALWAYS, NULL},
+    {LT_ATTN_OUTPUT_BIAS, "attn_output.bias", dim_one, dim_embd, NEED_OPTIONAL, NULL},
+    {LT_FFN_NORM, "post_attention_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
+    {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_ALWAYS, NULL},
+    {LT_ROUTER_BIAS, "ffn_gate_inp.bias", dim_one, dim_experts, NEED_OPTIONAL, NULL},
+};
+
+static const char *const KEYS[] = {HPARAMS_WINDOW_KEYS, NULL};
+
+static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struct ps_error *err)
+{
+    return hparams_windows(hp, gguf, "gpt-oss", 2, false, err);
+}
+
+static enum ps_status layer(struct forward *f, uint32_t il, struct ps_error *err)
+{
+    block_attention(f, il, &(struct attention_options){.rope = ROPE_NEOX});
+    return block_ffn(f, il, FFN_SWIGLU_OAI, err);
+}
+
+const struct arch ARCH_GPT_OSS = {
+    .name = "gpt-oss",
+    .layer_rules = RULES,
+    .n_layer_rules = sizeof(RULES) / sizeof(RULES[0]),
+    .known_keys = KEYS,
+    .gating = GATING_SOFTMAX_OF_CHOSEN,
+    .hparams = hparams,
+    .layer = layer,
+};

@@ -1,0 +1,73 @@
+/* llama4: every few layers are routed, top-1, with the weight on the expert's input, beside a shared expert; three layers
+ * with a rotation, a norm of q and k, and attention within chunks, then one without them, whose queries grow with
+ * position. Constants that its files do not carry are those of the reference (transformers, modeling_llama4.py) as llama.cpp
+ * has them. */
+#include "runtime/arch.h"
+#include "runtime/forward.h"
+
+enum {
+    FULL_EVERY = 4, /* layers */
+    CHUNK = 8192,   /* positions */
+    MAVERICK = 128, /* experts of the one whose q and k have no norm */
+    GROWTH = 8192,  /* positions per step of a query's growth */
+};
+
+static const struct tensor_rule RULES[] = {
+    {LT_ATTN_NORM, "attn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
+    {LT_Q, "attn_q.weight", dim_q, dim_embd, NEED_ALWAYS, NULL},
+    {LT_K, "attn_k.weight", dim_k, dim_embd, NEED_ALWAYS, NULL},
+    {LT_V, "attn_v.weight", dim_v, dim_embd, NEED_ALWAYS, NULL},
+    {LT_Q_BIAS, "attn_q.bias", dim_one, dim_q, NEED_OPTIONAL, NULL},
+    {LT_K_BIAS, "attn_k.bias", dim_one, dim_k, NEED_OPTIONAL, NULL},
+    {LT_V_BIAS, "attn_v.bias", dim_one, dim_v, NEED_OPTIONAL, NULL},
+    {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_ALWAYS, NULL},
+    {LT_ATTN_OUTPUT_BIAS, "attn_output.bias", dim_one, dim_embd, NEED_OPTIONAL, NULL},
+    {LT_FFN_NORM, "ffn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
+    {LT_FFN_GATE, "ffn_gate.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
+    {LT_FFN_UP, "ffn_up.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
+    {LT_FFN_DOWN, "ffn_down.weight", dim_embd, dim_ff, NEED_IN_DENSE, NULL},
+    {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_IN_MOE, NULL},
+    {LT_SHARED_GATE, "ffn_gate_shexp.weight", dim_shared_ff, dim_embd, NEED_IN_MOE, NULL},
+    {LT_SHARED_UP, "ffn_up_shexp.weight", dim_shared_ff, dim_embd, NEED_IN_MOE, NULL},
+    {LT_SHARED_DOWN, "ffn_down_shexp.weight", dim_embd, dim_shared_ff, NEED_IN_MOE, NULL},
+};
+
+static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struct ps_error *err)
+{
+    (void)gguf, (void)err;
+    hp->temperature.scale = 0.1f;
+    hp->temperature.length = GROWTH;
+    hp->temperature.offset = 1;
+    for (uint32_t il = 0; il < hp->n_layers; il++) {
+        struct layer_hparams *l = &hp->layer[il];
+        /* Dense relatives (MobileLLM) rotate everywhere and see all of the past. */
+        bool chunked = il % FULL_EVERY != FULL_EVERY - 1;
+        l->no_rope = hp->n_expert > 0 && !chunked;
+        l->window = hp->n_expert > 0 && chunked ? CHUNK : 0;
+        l->window_in_chunks = true;
+    }
+    return PS_OK;
+}
+
+static enum ps_status layer(struct forward *f, uint32_t il, struct ps_error *err)
+{
+    const struct hparams *hp = hparams_of(f);
+    bool no_rope = hp->layer[il].no_rope;
+    block_attention(f, il,
+                    &(struct attention_options){.rope = ROPE_CONSECUTIVE,
+                                                .norm_unweighted = !no_rope && hp->n_expert != MAVERICK,
+                                                .scale_q = no_rope});
+    if (layer_is_moe(f, il))
+        return block_moe(f, il, &(struct moe_options){.weigh_input = true}, err);
+    block_dense_ffn(f, il, &(struct ffn_options){0});
+    return PS_OK;
+}
+
+const struct arch ARCH_LLAMA4 = {
+    .name = "llama4",
+    .layer_rules = RULES,
+    .n_layer_rules = sizeof(RULES) / sizeof(RULES[0]),
+    .gating = GATING_SIGMOID,
+    .hparams = hparams,
+    .layer = layer,
+};
