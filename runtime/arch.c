@@ -104,7 +104,7 @@ const struct tensor_rule GLOBAL_RULES[] = {
 };
 const uint32_t N_GLOBAL_RULES = sizeof(GLOBAL_RULES) / sizeof(GLOBAL_RULES[0]);
 
-static const struct arch *const ARCHS[] = {&ARCH_LLAMA,     &ARCH_OLMOE,    &ARCH_QWEN2MOE,
+static const struct arch *const ARCHS[] = {&ARCH_LFM2MOE,   &ARCH_LLAMA,    &ARCH_OLMOE,    &ARCH_QWEN2MOE,
                                            &ARCH_QWEN35MOE, &ARCH_QWEN3MOE, &ARCH_QWEN3NEXT};
 
 const struct arch *arch_at(uint32_t index)

@@ -206,6 +206,7 @@ const struct arch *arch_at(uint32_t index);            /* NULL past the end */
 extern const struct tensor_rule GLOBAL_RULES[];
 extern const uint32_t N_GLOBAL_RULES;
 
-extern const struct arch ARCH_LLAMA, ARCH_OLMOE, ARCH_QWEN2MOE, ARCH_QWEN35MOE, ARCH_QWEN3MOE, ARCH_QWEN3NEXT;
+extern const struct arch ARCH_LFM2MOE, ARCH_LLAMA, ARCH_OLMOE, ARCH_QWEN2MOE, ARCH_QWEN35MOE, ARCH_QWEN3MOE,
+    ARCH_QWEN3NEXT;
 
 #endif

@@ -37,6 +37,9 @@ void block_attention(struct forward *f, uint32_t layer, const struct attention_o
  * that follow each other share one. */
 void block_delta_net(struct forward *f, uint32_t layer, bool tiled_keys);
 
+/* x += short convolution(norm(x)): the last inputs of the convolution in the KV cache. */
+void block_short_conv(struct forward *f, uint32_t layer);
+
 /* What happens between a feed-forward network's first products and its last. */
 enum ffn_activation {
     FFN_SWIGLU,       /* silu(gate) * up; with the layer's limit: min(silu(gate), limit) * clamp(up, limit) */

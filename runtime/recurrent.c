@@ -198,6 +198,13 @@ void normalize_heads(const struct forward *f, float *row, uint32_t n_heads, uint
     }
 }
 
+struct matmul_job mixer_job(struct forward *f, struct acts *acts, const struct weight *w, size_t at)
+{
+    struct matmul_job job = chunk_job(f, acts, w, NULL, f->s.mixer + at);
+    job.out_stride = f->model->hp.mixer_floats;
+    return job;
+}
+
 void mixer_output(struct forward *f, uint32_t layer, const struct weight *w, size_t at)
 {
     struct acts acts = acts_of(f, f->s.mixer + at, f->model->hp.mixer_floats, f->n_tokens, w->n_cols);

@@ -13,7 +13,9 @@
 #include "kernels/recurrence.h"
 #include "runtime/hparams.h"
 
+struct acts;
 struct forward;
+struct matmul_job;
 
 enum { MAX_CONV_TAPS = 16, MAX_STATE_DIM = 4096 };
 
@@ -37,6 +39,11 @@ enum ps_status hparams_delta_net(struct hparams *hp, const struct gguf *gguf, co
                                  struct ps_error *err);
 #define HPARAMS_DELTA_NET_KEYS HPARAMS_SSM_KEYS, "full_attention_interval", "attention.recurrent_layers"
 dim_fn dim_delta_qkvz, dim_delta_beta_alpha;
+
+/* Short convolutions, in layers without key heads: shortconv.l_cache. */
+enum ps_status hparams_short_conv(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                                  struct ps_error *err);
+dim_fn dim_short_conv; /* b, c and x */
 
 dim_fn dim_taps, dim_ssm_inner, dim_ssm_heads, dim_ssm_head;
 dim_fn dim_ssm_conv; /* channels of the convolution: inner, and a key and a query per group */
@@ -66,6 +73,8 @@ void run_recurrence(struct forward *f, const struct recurrence_job *job);
 
 /* Rows of n_heads heads to length 1, times scale. */
 void normalize_heads(const struct forward *f, float *row, uint32_t n_heads, uint32_t head_dim, float scale);
+/* The job for all rows of acts, whose product goes to the rows at `at` of scratch.mixer. */
+struct matmul_job mixer_job(struct forward *f, struct acts *acts, const struct weight *w, size_t at);
 /* x += w times the rows at `at` of scratch.mixer. */
 void mixer_output(struct forward *f, uint32_t layer, const struct weight *w, size_t at);
 

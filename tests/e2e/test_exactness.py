@@ -21,6 +21,7 @@ def models():
 
 # Golden models whose layers are of kinds that the three above lack.
 FAMILIES = (
+    "lfm2moe",
     "qwen35moe",
     "qwen3next",
 )

@@ -73,7 +73,7 @@ class Refused(harness.TestCase):
     def check_numbers(self, name, keys):
         """Each key with numbers that no model has: one error that names what is wrong, never a crash."""
         for key in keys:
-            for value in (0, 3, 1 << 31, (1 << 32) - 1):
+            for value in (0, 5, 1 << 31, (1 << 32) - 1):
                 with self.subTest(model=name, key=key, value=value):
 
                     def change(gguf):
@@ -86,6 +86,7 @@ class Refused(harness.TestCase):
         ssm = [f"ssm.{key}" for key in ("inner_size", "state_size", "group_count", "time_step_rank", "conv_kernel")]
         for name in ("qwen3next", "qwen35moe"):
             self.check_numbers(name, ssm)
+        self.check_numbers("lfm2moe", ["shortconv.l_cache"])
 
     @golden_present
     def test_a_recurrent_layer_without_its_tensors(self):
