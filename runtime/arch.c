@@ -90,6 +90,12 @@ uint64_t dim_experts(const struct hparams *hp, const struct layer_hparams *l)
     return hp->n_expert;
 }
 
+uint64_t dim_expert_embd(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return hp->n_embd_expert;
+}
+
 uint64_t dim_half_rot(const struct hparams *hp, const struct layer_hparams *l)
 {
     (void)l;
@@ -104,8 +110,9 @@ const struct tensor_rule GLOBAL_RULES[] = {
 };
 const uint32_t N_GLOBAL_RULES = sizeof(GLOBAL_RULES) / sizeof(GLOBAL_RULES[0]);
 
-static const struct arch *const ARCHS[] = {&ARCH_LFM2MOE,   &ARCH_LLAMA,    &ARCH_OLMOE,    &ARCH_QWEN2MOE,
-                                           &ARCH_QWEN35MOE, &ARCH_QWEN3MOE, &ARCH_QWEN3NEXT};
+static const struct arch *const ARCHS[] = {&ARCH_LFM2MOE,  &ARCH_LLAMA,    &ARCH_NEMOTRON_H_MOE,
+                                           &ARCH_OLMOE,    &ARCH_QWEN2MOE, &ARCH_QWEN35MOE,
+                                           &ARCH_QWEN3MOE, &ARCH_QWEN3NEXT};
 
 const struct arch *arch_at(uint32_t index)
 {

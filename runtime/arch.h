@@ -107,6 +107,8 @@ enum layer_tensor {
     LT_FFN_GATE,
     LT_FFN_UP,
     LT_FFN_DOWN,
+    LT_FFN_UP_BIAS,
+    LT_FFN_DOWN_BIAS,
     LT_ROUTER,
     LT_ROUTER_BIAS,   /* added to the logits */
     LT_SELECT_BIAS,   /* added to the scores for the choice, not for the weights */
@@ -119,7 +121,7 @@ enum layer_tensor {
     LT_MOE_PRE_NORM, /* gemma4: norms of the routed and the dense branch apart */
     LT_MOE_POST_NORM,
     LT_DENSE_POST_NORM,
-    LT_LATENT_DOWN, /* nemotron_h_moe: experts work on a narrower row */
+    LT_LATENT_DOWN, /* experts work on a narrower row */
     LT_LATENT_UP,
     LT_OUTPUT_SCALE, /* of the whole residual stream */
 
@@ -153,7 +155,7 @@ dim_fn dim_n_head, dim_q, dim_k, dim_v; /* all heads */
 dim_fn dim_qkv;                         /* q, k and v together */
 dim_fn dim_attn_out;                    /* heads * head_dim_v */
 dim_fn dim_q_gated;                     /* twice dim_q: query and gate */
-dim_fn dim_ff, dim_shared_ff, dim_experts;
+dim_fn dim_ff, dim_shared_ff, dim_experts, dim_expert_embd;
 dim_fn dim_half_rot; /* of rope 0 */
 
 /* When a tensor must be there; it may not be there when it need not, but for optional ones. Layers of both kinds: alternatives
@@ -167,6 +169,7 @@ enum tensor_need {
     NEED_IN_RECURRENT = 1 << 4,
     NEED_IN_WINDOWED = 1 << 5,
     NEED_IN_FULL = 1 << 6, /* attention without a window */
+    NEED_F32 = 1 << 7,     /* not a matter of presence: several vectors, used as they are */
 };
 
 struct tensor_rule {
@@ -206,7 +209,7 @@ const struct arch *arch_at(uint32_t index);            /* NULL past the end */
 extern const struct tensor_rule GLOBAL_RULES[];
 extern const uint32_t N_GLOBAL_RULES;
 
-extern const struct arch ARCH_LFM2MOE, ARCH_LLAMA, ARCH_OLMOE, ARCH_QWEN2MOE, ARCH_QWEN35MOE, ARCH_QWEN3MOE,
-    ARCH_QWEN3NEXT;
+extern const struct arch ARCH_LFM2MOE, ARCH_LLAMA, ARCH_NEMOTRON_H_MOE, ARCH_OLMOE, ARCH_QWEN2MOE,
+    ARCH_QWEN35MOE, ARCH_QWEN3MOE, ARCH_QWEN3NEXT;
 
 #endif

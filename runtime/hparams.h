@@ -92,6 +92,7 @@ struct hparams {
     struct rope_hparams rope[MAX_ROPES];
 
     uint32_t n_expert, n_expert_used;
+    uint32_t n_embd_expert; /* width of what experts take and give: n_embd, or that of a latent row */
     uint32_t n_ff_expert, n_ff_shared;              /* 0: none */
     uint32_t n_expert_groups, n_expert_groups_used; /* 1, 1: experts are chosen among all */
     enum gating gating;

@@ -45,6 +45,12 @@ enum ps_status hparams_short_conv(struct hparams *hp, const struct gguf *gguf, c
                                   struct ps_error *err);
 dim_fn dim_short_conv; /* b, c and x */
 
+/* Mamba-2: the ssm keys. */
+enum ps_status hparams_mamba2(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                              struct ps_error *err);
+uint64_t mamba2_state_floats(const struct hparams *hp);
+dim_fn dim_mamba2_in, dim_ssm_groups, dim_ssm_group; /* values per group */
+
 dim_fn dim_taps, dim_ssm_inner, dim_ssm_heads, dim_ssm_head;
 dim_fn dim_ssm_conv; /* channels of the convolution: inner, and a key and a query per group */
 

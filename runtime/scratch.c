@@ -85,9 +85,19 @@ static void take_attention(struct scratch *s, struct bump *bump, const struct ps
     take_attention_work(s, bump, hp, T, threads, ctx);
 }
 
-static void take_experts(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T,
+static bool has_latent_experts(const struct ps_model *model)
+{
+    for (uint32_t il = 0; il < model->hp.n_layers; il++) {
+        if (model->layers[il].w[LT_LATENT_DOWN].format)
+            return true;
+    }
+    return false;
+}
+
+static void take_experts(struct scratch *s, struct bump *bump, const struct ps_model *model, uint64_t T,
                          uint32_t top_k, uint32_t threads, uint32_t types, bool packs_f32)
 {
+    const struct hparams *hp = &model->hp;
     uint64_t P = T * top_k;
     s->router = take_floats(bump, T * hp->n_expert);
     s->preference = take_floats(bump, T * hp->n_expert);
@@ -100,13 +110,14 @@ static void take_experts(struct scratch *s, struct bump *bump, const struct hpar
     s->pair_row = take(bump, P * sizeof(*s->pair_row));
     s->row_pair = take(bump, P * sizeof(*s->row_pair));
     s->lossy_flags = take(bump, hp->n_expert);
-    s->weighed = take_floats(bump, (uint64_t)threads * hp->n_embd);
+    s->weighed = take_floats(bump, (uint64_t)threads * hp->n_embd_expert);
+    s->latent = has_latent_experts(model) ? take_floats(bump, T * hp->n_embd_expert) : NULL;
     for (int type = 0; type < ACT_N_TYPES; type++) {
         bool used = type == ACT_F32 ? packs_f32 : (types >> type & 1) != 0;
-        s->packed[type] = used ? take(bump, P * rounded_row((enum act_type)type, hp->n_embd)) : NULL;
+        s->packed[type] = used ? take(bump, P * rounded_row((enum act_type)type, hp->n_embd_expert)) : NULL;
     }
     s->expert_hidden = take(bump, P * widest_row(hp->n_ff_expert));
-    s->expert_out = take_floats(bump, P * hp->n_embd);
+    s->expert_out = take_floats(bump, P * hp->n_embd_expert);
 }
 
 uint64_t scratch_layout(struct scratch *s, uint8_t *base, const struct ps_model *model,
@@ -132,7 +143,7 @@ uint64_t scratch_layout(struct scratch *s, uint8_t *base, const struct ps_model 
     s->tiles = take_floats(&bump, (uint64_t)threads * s->tile_floats);
     if (hp->n_expert > 0) {
         bool packs_f32 = params->activations == PS_ACTIVATIONS_F32 || (model->act_mask >> ACT_F32 & 1);
-        take_experts(s, &bump, hp, T, params->top_k, threads, types, packs_f32);
+        take_experts(s, &bump, model, T, params->top_k, threads, types, packs_f32);
     }
     return bump.used;
 }

@@ -22,6 +22,7 @@ def models():
 # Golden models whose layers are of kinds that the three above lack.
 FAMILIES = (
     "lfm2moe",
+    "nemotron_h_moe",
     "qwen35moe",
     "qwen3next",
 )

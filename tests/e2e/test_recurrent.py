@@ -61,6 +61,52 @@ class Layouts(harness.TestCase):
         self.check_same("qwen3next", fuse)
         self.check_same("qwen3next", fuse, *EXACT, "--chunk", 1)
 
+    @golden_present
+    def test_nemotron_experts_on_a_latent_row(self):
+        # A row of 128 that holds the 96 values elsewhere, and experts whose columns and rows moved along with them.
+        width, latent = 96, 128
+        place = [(7 * i + 3) % latent for i in range(width)]
+
+        def change(gguf):
+            gguf.metadata["nemotron_h_moe.moe_latent_size"] = (gguf_tool.U32, latent)
+            for up in [t for t in gguf.tensors if t.name.endswith("ffn_up_exps.weight")]:
+                layer = up.name.split(".")[1]
+                self.move_experts(up, gguf.tensor(f"blk.{layer}.ffn_down_exps.weight"), place, latent)
+                down_rows = [[1.0 if place[i] == j else 0.0 for i in range(width)] for j in range(latent)]
+                up_rows = [[1.0 if place[i] == j else 0.0 for j in range(latent)] for i in range(width)]
+                for name, rows in (("down", down_rows), ("up", up_rows)):
+                    data = b"".join(struct.pack(f"<{len(row)}f", *row) for row in rows)
+                    name = f"blk.{layer}.ffn_latent_{name}.weight"
+                    gguf.tensors.append(gguf_tool.Tensor(name, [len(rows[0]), len(rows)], 0, data))
+
+        path = self.rewritten("nemotron_h_moe", change)
+        expected, their_experts = self.logits(golden("nemotron_h_moe"), TOKENS, *EXACT, experts=True)
+        logits, experts = self.logits(path, TOKENS, *EXACT, experts=True)
+        self.assertEqual(experts, their_experts)
+        pairs = zip(harness.floats(logits), harness.floats(expected))
+        self.assertLess(max(abs(a - b) for a, b in pairs), 1e-4)  # sums run in another order
+        self.assert_same_logits(self.logits(path, TOKENS, *EXACT, "--chunk", 1), logits)
+        self.assert_same_logits(
+            self.logits(path, TOKENS, "--chunk", 1), self.logits(path, TOKENS, "--chunk", 9, "--threads", 3)
+        )
+
+    @staticmethod
+    def move_experts(up, down, place, latent):
+        """F16 experts [n_experts][n_ff][width] and [n_experts][width][n_ff] to a width of latent."""
+        (width, n_ff, n_experts), value = up.shape, 2
+        out = bytearray(n_experts * n_ff * latent * value)
+        for row in range(n_experts * n_ff):
+            for i in range(width):
+                at, to = (row * width + i) * value, (row * latent + place[i]) * value
+                out[to : to + value] = up.data[at : at + value]
+        up.data, up.shape = bytes(out), [latent, n_ff, n_experts]
+        out = bytearray(n_experts * n_ff * latent * value)
+        for expert in range(n_experts):
+            for i in range(width):
+                at, to = (expert * width + i) * n_ff * value, (expert * latent + place[i]) * n_ff * value
+                out[to : to + n_ff * value] = down.data[at : at + n_ff * value]
+        down.data, down.shape = bytes(out), [n_ff, latent, n_experts]
+
 
 class Refused(harness.TestCase):
     def refused(self, name, change):
@@ -70,10 +116,12 @@ class Refused(harness.TestCase):
         gguf_tool.write(gguf, path)
         return self.fails("run", "-m", path, "--prompt-tokens", "1,2", "-n", 1, "--print", "tokens")
 
-    def check_numbers(self, name, keys):
+    def check_numbers(self, name, keys, but=()):
         """Each key with numbers that no model has: one error that names what is wrong, never a crash."""
         for key in keys:
             for value in (0, 5, 1 << 31, (1 << 32) - 1):
+                if (key, value) in but:
+                    continue
                 with self.subTest(model=name, key=key, value=value):
 
                     def change(gguf):
@@ -87,6 +135,7 @@ class Refused(harness.TestCase):
         for name in ("qwen3next", "qwen35moe"):
             self.check_numbers(name, ssm)
         self.check_numbers("lfm2moe", ["shortconv.l_cache"])
+        self.check_numbers("nemotron_h_moe", [*ssm, "moe_latent_size"], but=[("moe_latent_size", 0)])
 
     @golden_present
     def test_a_recurrent_layer_without_its_tensors(self):
@@ -107,13 +156,23 @@ class Refused(harness.TestCase):
         self.assertIn("full_attention_interval", self.refused("qwen3next", change))
 
     @golden_present
+    def test_a_product_for_a_latent_row_without_the_other(self):
+        def change(gguf):
+            data = struct.pack("<9216f", *([0.0] * 9216))
+            gguf.tensors.append(gguf_tool.Tensor("blk.1.ffn_latent_down.weight", [96, 96], 0, data))
+
+        self.assertIn("blk.1.ffn_latent_up.weight", self.refused("nemotron_h_moe", change))
+
+    @golden_present
     def test_vectors_that_are_not_f32(self):
         def change(gguf):
             tensor = gguf.tensor("blk.0.ssm_norm.weight")
+            n = len(tensor.data) // 4
             tensor.type_id = 1
-            tensor.data = struct.pack(f"<{tensor.shape[0]}e", *([1.0] * tensor.shape[0]))
+            tensor.data = struct.pack(f"<{n}e", *([1.0] * n))
 
-        self.assertIn("ssm_norm", self.refused("qwen3next", change))
+        for name in ("qwen3next", "nemotron_h_moe"):
+            self.assertIn("ssm_norm", self.refused(name, change))
 
 
 if __name__ == "__main__":
