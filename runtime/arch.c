@@ -96,6 +96,24 @@ uint64_t dim_expert_embd(const struct hparams *hp, const struct layer_hparams *l
     return hp->n_embd_expert;
 }
 
+uint64_t dim_index(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return hp->index.head_dim;
+}
+
+uint64_t dim_index_heads(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return hp->index.n_head;
+}
+
+uint64_t dim_index_q(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return (uint64_t)hp->index.n_head * hp->index.head_dim;
+}
+
 uint64_t dim_half_rot(const struct hparams *hp, const struct layer_hparams *l)
 {
     (void)l;
@@ -110,9 +128,9 @@ const struct tensor_rule GLOBAL_RULES[] = {
 };
 const uint32_t N_GLOBAL_RULES = sizeof(GLOBAL_RULES) / sizeof(GLOBAL_RULES[0]);
 
-static const struct arch *const ARCHS[] = {&ARCH_LFM2MOE,  &ARCH_LLAMA,    &ARCH_NEMOTRON_H_MOE,
-                                           &ARCH_OLMOE,    &ARCH_QWEN2MOE, &ARCH_QWEN35MOE,
-                                           &ARCH_QWEN3MOE, &ARCH_QWEN3NEXT};
+static const struct arch *const ARCHS[] = {
+    &ARCH_DEEPSEEK2, &ARCH_GLM_DSA,  &ARCH_LFM2MOE,   &ARCH_LLAMA,    &ARCH_MISTRAL4, &ARCH_NEMOTRON_H_MOE,
+    &ARCH_OLMOE,     &ARCH_QWEN2MOE, &ARCH_QWEN35MOE, &ARCH_QWEN3MOE, &ARCH_QWEN3NEXT};
 
 const struct arch *arch_at(uint32_t index)
 {

@@ -58,8 +58,9 @@ enum layer_tensor {
     LT_Q_B,
     LT_KV_A,
     LT_KV_A_NORM,
-    LT_K_B,
-    LT_V_B,
+    LT_K_B,  /* a slice per head */
+    LT_V_B,  /* likewise */
+    LT_KV_B, /* both, rows of k, then v, per head: of older files */
     LT_ATTN_OUTPUT_A,
     LT_ATTN_OUTPUT_B,
 
@@ -156,7 +157,12 @@ dim_fn dim_qkv;                         /* q, k and v together */
 dim_fn dim_attn_out;                    /* heads * head_dim_v */
 dim_fn dim_q_gated;                     /* twice dim_q: query and gate */
 dim_fn dim_ff, dim_shared_ff, dim_experts, dim_expert_embd;
-dim_fn dim_half_rot; /* of rope 0 */
+dim_fn dim_half_rot;                                  /* of rope 0 */
+dim_fn dim_mla_q_rank, dim_mla_kv_rank, dim_mla_kv_a; /* latent attention: latent rows */
+dim_fn dim_mla_q;                               /* all heads, where there is no latent row for queries */
+dim_fn dim_mla_q_b, dim_mla_kv_b, dim_mla_out;  /* all heads */
+dim_fn dim_mla_nope, dim_mla_v;                 /* one head */
+dim_fn dim_index, dim_index_heads, dim_index_q; /* choice of cells: one head, their number, all of them */
 
 /* When a tensor must be there; it may not be there when it need not, but for optional ones. Layers of both kinds: alternatives
  * within a line are or-ed (none: any), lines are and-ed. */
@@ -179,6 +185,21 @@ struct tensor_rule {
     unsigned need;       /* enum tensor_need */
     dim_fn *slices;      /* third dimension, its rows after each other in the weight; NULL: 1 */
 };
+
+/* The tensors of latent attention, queries' way and the split of attn_kv_b as hparams_mla has found them. */
+#define MLA_RULES(need)                                                                                      \
+    {LT_Q, "attn_q.weight", dim_mla_q, dim_embd, (need) | NEED_OPTIONAL, NULL},                              \
+        {LT_Q_A, "attn_q_a.weight", dim_mla_q_rank, dim_embd, (need) | NEED_OPTIONAL, NULL},                 \
+        {LT_Q_A_NORM, "attn_q_a_norm.weight", dim_one, dim_mla_q_rank, (need) | NEED_OPTIONAL, NULL},        \
+        {LT_Q_B, "attn_q_b.weight", dim_mla_q_b, dim_mla_q_rank, (need) | NEED_OPTIONAL, NULL},              \
+        {LT_KV_A, "attn_kv_a_mqa.weight", dim_mla_kv_a, dim_embd, (need), NULL},                             \
+        {LT_KV_A_NORM, "attn_kv_a_norm.weight", dim_one, dim_mla_kv_rank, (need), NULL},                     \
+        {LT_K_B, "attn_k_b.weight", dim_mla_kv_rank, dim_mla_nope, (need) | NEED_OPTIONAL, dim_n_head},      \
+        {LT_V_B, "attn_v_b.weight", dim_mla_v, dim_mla_kv_rank, (need) | NEED_OPTIONAL, dim_n_head},         \
+        {LT_KV_B, "attn_kv_b.weight", dim_mla_kv_b, dim_mla_kv_rank, (need) | NEED_OPTIONAL, NULL},          \
+    {                                                                                                        \
+        LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_mla_out, (need), NULL                            \
+    }
 
 struct forward;
 
@@ -209,7 +230,7 @@ const struct arch *arch_at(uint32_t index);            /* NULL past the end */
 extern const struct tensor_rule GLOBAL_RULES[];
 extern const uint32_t N_GLOBAL_RULES;
 
-extern const struct arch ARCH_LFM2MOE, ARCH_LLAMA, ARCH_NEMOTRON_H_MOE, ARCH_OLMOE, ARCH_QWEN2MOE,
-    ARCH_QWEN35MOE, ARCH_QWEN3MOE, ARCH_QWEN3NEXT;
+extern const struct arch ARCH_DEEPSEEK2, ARCH_GLM_DSA, ARCH_LFM2MOE, ARCH_LLAMA, ARCH_MISTRAL4,
+    ARCH_NEMOTRON_H_MOE, ARCH_OLMOE, ARCH_QWEN2MOE, ARCH_QWEN35MOE, ARCH_QWEN3MOE, ARCH_QWEN3NEXT;
 
 #endif

@@ -63,8 +63,7 @@ static void split_gate(const struct forward *f, uint32_t layer, uint32_t token, 
     }
 }
 
-/* Llama 4's and Mistral's scaling of queries at late positions. */
-static void scale_query(const struct forward *f, uint32_t token, float *q, size_t n)
+void scale_query(const struct forward *f, uint32_t token, float *q, size_t n)
 {
     const struct hparams *hp = &f->model->hp;
     uint32_t position = f->position + token;
@@ -131,40 +130,49 @@ static void attend_combine(void *arg, uint32_t index, unsigned worker)
     a->f->model->attention->combine(&a->args, &a->work, index);
 }
 
-void attend(struct forward *f, uint32_t layer)
+struct attention_args attention_args_of(struct forward *f, uint32_t layer, uint32_t first, uint32_t n)
 {
     const struct layer_hparams *l = &f->model->hp.layer[layer];
     const struct kv_layer *kv = &f->kv->layers[layer];
     const struct weight *sinks = &f->model->layers[layer].w[LT_ATTN_SINKS];
-    for (uint32_t t = 0; t < f->n_tokens; t++)
+    for (uint32_t t = first; t < first + n; t++)
         f->s.rows[t] = f->s.positions[t] - (int32_t)kv->first;
-    struct attend_args a = {
-        .f = f,
-        .args = {.q = f->s.q,
-                 .q_stride = (size_t)l->n_head * l->head_dim_k,
-                 .k = kv->k,
-                 .v = kv->v,
-                 .k_head_stride = kv->cells * kv->k_row,
-                 .v_head_stride = kv->cells * kv->v_row,
-                 .k_row_stride = kv->k_row,
-                 .v_row_stride = kv->v_row,
-                 .type = f->kv->type,
-                 .out = f->s.attended,
-                 .out_stride = (size_t)l->n_head * l->head_dim_v,
-                 .pos = f->s.rows,
-                 .n_tokens = f->n_tokens,
-                 .n_head = l->n_head,
-                 .n_kv_head = l->n_kv_head,
-                 .head_dim_k = l->head_dim_k,
-                 .head_dim_v = l->head_dim_v,
-                 .scale = l->attention_scale,
-                 .window = l->window,
-                 .sinks = sinks->format ? sinks->data : NULL,
-                 .partials = f->s.attention_partials},
-    };
-    a.work = attention_work_of(&a.args);
+    size_t q_stride = (size_t)l->n_head * l->head_dim_k;
+    size_t out_stride = (size_t)l->n_head * l->head_dim_v;
+    return (struct attention_args){.q = f->s.q + first * q_stride,
+                                   .q_stride = q_stride,
+                                   .k = kv->k,
+                                   .v = kv->v,
+                                   .k_head_stride = kv->cells * kv->k_row,
+                                   .v_head_stride = kv->cells * kv->v_row,
+                                   .k_row_stride = kv->k_row,
+                                   .v_row_stride = kv->v_row,
+                                   .type = f->kv->type,
+                                   .out = f->s.attended + first * out_stride,
+                                   .out_stride = out_stride,
+                                   .pos = f->s.rows + first,
+                                   .n_tokens = n,
+                                   .n_head = l->n_head,
+                                   .n_kv_head = l->n_kv_head,
+                                   .head_dim_k = l->head_dim_k,
+                                   .head_dim_v = l->head_dim_v,
+                                   .scale = l->attention_scale,
+                                   .window = l->window,
+                                   .sinks = sinks->format ? sinks->data : NULL,
+                                   .partials = f->s.attention_partials};
+}
+
+void run_attention(struct forward *f, const struct attention_args *args)
+{
+    struct attend_args a = {.f = f, .args = *args, .work = attention_work_of(args)};
     run_region(f, attend_item, &a, a.work.n_items);
     run_region(f, attend_combine, &a, a.work.n_combines);
+}
+
+void attend(struct forward *f, uint32_t layer)
+{
+    struct attention_args args = attention_args_of(f, layer, 0, f->n_tokens);
+    run_attention(f, &args);
 }
 
 /* ---- output ---- */
@@ -192,12 +200,12 @@ static void gate_token(struct forward *f, uint32_t token, void *arg)
         ops->scale(row + (size_t)h * l->head_dim_v, row + (size_t)h * l->head_dim_v, gate[h], l->head_dim_v);
 }
 
-void attention_output(struct forward *f, uint32_t layer)
+void attention_output(struct forward *f, uint32_t layer, const float *rows)
 {
     const struct hparams *hp = &f->model->hp;
     const struct weight *w = f->model->layers[layer].w;
     size_t width = w[LT_ATTN_OUTPUT].n_cols;
-    struct acts attended = acts_of(f, f->s.attended, width, f->n_tokens, width);
+    struct acts attended = acts_of(f, rows, width, f->n_tokens, width);
     struct matmul_job job = chunk_job(f, &attended, &w[LT_ATTN_OUTPUT], &w[LT_ATTN_OUTPUT_BIAS], f->s.branch);
     if (hp->attention_out_scale != 1.0f)
         job.scale = &hp->attention_out_scale;
@@ -267,5 +275,5 @@ void block_attention(struct forward *f, uint32_t layer, const struct attention_o
         for_each_token(f, gate_token, &gate);
     }
     step_part_done(&f->parts, PS_PART_ATTENTION);
-    attention_output(f, layer);
+    attention_output(f, layer, f->s.attended);
 }

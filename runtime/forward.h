@@ -43,6 +43,17 @@ void block_mamba2(struct forward *f, uint32_t layer);
 /* x += short convolution(norm(x)): the last inputs of the convolution in the KV cache. */
 void block_short_conv(struct forward *f, uint32_t layer);
 
+struct mla_options {
+    enum rope_pairs rope; /* of the last n_rot values of q and of the key that all heads share */
+    bool scale_q;         /* by hparams.temperature */
+};
+
+/* x += attention(norm(x)) with latent keys and values (hparams.mla): norm, q at once or by a latent row, latent row with norm,
+ * RoPE, KV cache, attention, output projection. Where the file has it split, the expansion of latent rows to heads is taken
+ * to the other side: into q before attention and into its output after, so that the cache holds latent rows. With
+ * hparams.index a token attends to the cells that the layer, or the last one before it with an index, has chosen. */
+void block_mla(struct forward *f, uint32_t layer, const struct mla_options *options);
+
 /* What happens between a feed-forward network's first products and its last. */
 enum ffn_activation {
     FFN_SWIGLU,       /* silu(gate) * up; with the layer's limit: min(silu(gate), limit) * clamp(up, limit) */

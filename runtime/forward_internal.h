@@ -112,9 +112,25 @@ void store_kv(struct forward *f, uint32_t layer, uint32_t token, const float *k,
 /* Rotates n_heads heads of head_dim values, the first n_rot of each. */
 void rotate_heads(const struct forward *f, uint32_t layer, uint32_t token, enum rope_pairs pairs,
                   float *heads, uint32_t n_heads, uint32_t head_dim);
+/* Scales n values of a token's query by hparams.temperature: Llama 4's and Mistral's way with late positions. */
+void scale_query(const struct forward *f, uint32_t token, float *q, size_t n);
 /* scratch.attended = attention of scratch.q over the cache. */
 void attend(struct forward *f, uint32_t layer);
-/* x += norm(output(attended)), with what the layer has of gate, bias and norm. */
-void attention_output(struct forward *f, uint32_t layer);
+/* The same in two steps, for tokens [first, first + n) of the chunk. */
+struct attention_args attention_args_of(struct forward *f, uint32_t layer, uint32_t first, uint32_t n);
+void run_attention(struct forward *f, const struct attention_args *args);
+/* Of sparse attention (block_index.c). */
+struct index_rows {
+    float *q;       /* [n_tokens][index.n_head][index.head_dim] */
+    float *k;       /* [n_tokens][index.head_dim] */
+    float *weights; /* [n_tokens][index.n_head] */
+};
+/* Finishes q and k, stores k, and chooses scratch.cells of the tokens that see more than index.top_k cells. */
+void index_choose(struct forward *f, uint32_t layer, enum rope_pairs pairs, const struct index_rows *rows);
+/* attend() over the chosen cells. */
+void attend_chosen(struct forward *f, uint32_t layer);
+
+/* x += norm(output(rows)), with what the layer has of bias and norm. rows: scratch.attended, or what was made of it. */
+void attention_output(struct forward *f, uint32_t layer, const float *rows);
 
 #endif

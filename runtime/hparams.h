@@ -58,7 +58,15 @@ struct layer_hparams {
 struct mla_hparams {
     uint32_t q_rank; /* 0: queries are projected at once */
     uint32_t kv_rank;
+    bool absorbed; /* the cache holds latent rows, one for all heads; else each head's keys and values */
     uint32_t head_dim_k, head_dim_v; /* per head, before absorption; the last n_rot of k are rotated */
+};
+
+/* Choice of cells for sparse attention (DeepSeek-V3.2's indexer, arXiv:2512.02556). Layers with an index_dim choose, the others
+ * take what the last one before them has chosen. */
+struct index_hparams {
+    uint32_t n_head, head_dim; /* head_dim: layer_hparams.index_dim */
+    uint32_t top_k;            /* cells that a token attends to; 0: all */
 };
 
 /* State-space and linear attention layers; which fields are used depends on the family. */
@@ -100,6 +108,7 @@ struct hparams {
     float expert_weights_scale; /* 0: none */
 
     struct mla_hparams mla;
+    struct index_hparams index;
     struct ssm_hparams ssm;
     uint32_t mixer_floats; /* per token: room that the family's blocks want in scratch.mixer */
 };
@@ -136,6 +145,16 @@ enum ps_status hparams_windows(struct hparams *hp, const struct gguf *gguf, cons
 /* Interleaved sections of rope 0, from the key rope.dimension_sections. For a family's hparams function. */
 enum ps_status hparams_rope_sections(struct hparams *hp, const struct gguf *gguf, const char *arch,
                                      struct ps_error *err);
+
+/* Latent attention, in all layers with attention that are not recurrent: hp->mla, the layers' heads as the cache has them, the
+ * scale of attention with YaRN, room in scratch.mixer; whether the tensors for it are there. Files from before attn_kv_b was
+ * split have no head sizes of their own for it: their keys and values are cached per head. For a family's hparams function.
+ * pairs_mscale: the multiplier of YaRN that the file gives holds for rotated values, too. */
+enum ps_status hparams_mla(struct hparams *hp, const struct gguf *gguf, const char *arch, bool pairs_mscale,
+                           struct ps_error *err);
+#define HPARAMS_MLA_KEYS                                                                                     \
+    "attention.q_lora_rank", "attention.kv_lora_rank", "attention.key_length_mla",                           \
+        "attention.value_length_mla", "rope.scaling.yarn_log_multiplier"
 
 /* Reads what all transformer families share, then what arch->hparams adds, and checks the whole. Every "<arch>.*" key
  * of the file must be one that is read here or one of arch->known_keys (suffixes that the family reads itself or

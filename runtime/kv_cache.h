@@ -64,4 +64,9 @@ static inline uint8_t *kv_cache_v(const struct kv_layer *layer, uint32_t head, u
     return layer->v + ((uint64_t)head * layer->cells + (position - layer->first)) * layer->v_row;
 }
 
+static inline uint8_t *kv_cache_index(const struct kv_layer *layer, uint32_t position)
+{
+    return layer->index + (uint64_t)(position - layer->first) * layer->index_row;
+}
+
 #endif

@@ -261,8 +261,10 @@ static void find_widest_input(struct ps_model *model)
         const struct weight *w = model->layers[il].w;
         for (uint32_t id = 0; id < LT_COUNT; id++) {
             bool hidden = id == LT_FFN_DOWN || id == LT_SHARED_DOWN;
-            if (!hidden && w[id].format && w[id].n_rows > 1 && w[id].n_cols > model->widest_input)
-                model->widest_input = w[id].n_cols;
+            bool per_head = id == LT_K_B || id == LT_V_B;
+            uint64_t n_cols = w[id].n_cols * (per_head ? model->hp.layer[il].n_head : 1);
+            if (!hidden && w[id].format && w[id].n_rows > 1 && n_cols > model->widest_input)
+                model->widest_input = n_cols;
         }
     }
 }

@@ -66,6 +66,21 @@ static void take_attention_work(struct scratch *s, struct bump *bump, const stru
     s->attention_partials = take_floats(bump, partials);
 }
 
+/* Nothing where the whole context fits into the choice. */
+static void take_index(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T,
+                       uint32_t threads, uint32_t ctx)
+{
+    const struct index_hparams *index = &hp->index;
+    if (index->top_k == 0 || ctx <= index->top_k)
+        return;
+    uint64_t tokens = T < INDEX_TOKENS ? T : INDEX_TOKENS;
+    s->cells = take(bump, T * index->top_k * sizeof(*s->cells));
+    s->index_scores = take_floats(bump, tokens * ctx);
+    s->index_tile_floats = tokens * index->n_head * INDEX_CELLS;
+    s->index_tiles = take_floats(bump, threads * s->index_tile_floats);
+    s->gathered = take(bump, index->top_k * hparams_most(hp, dim_head_k) * sizeof(float));
+}
+
 static void take_attention(struct scratch *s, struct bump *bump, const struct ps_model *model, uint64_t T,
                            uint32_t threads, uint32_t ctx)
 {
@@ -83,6 +98,7 @@ static void take_attention(struct scratch *s, struct bump *bump, const struct ps
     s->positions = take(bump, T * sizeof(*s->positions));
     s->rows = take(bump, T * sizeof(*s->rows));
     take_attention_work(s, bump, hp, T, threads, ctx);
+    take_index(s, bump, hp, T, threads, ctx);
 }
 
 static bool has_latent_experts(const struct ps_model *model)

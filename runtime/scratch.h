@@ -11,6 +11,8 @@
 enum {
     FFN_TILE_ROWS = 256,  /* hidden rows per work item; a multiple of every activation block */
     FFN_TILE_TOKENS = 64, /* tokens per pass over them */
+    INDEX_TOKENS = 8,     /* that share loads of keys when cells are chosen */
+    INDEX_CELLS = 64,     /* per work item */
 };
 
 /* Rows of activations in each form that some weight takes; F32 is the row itself. */
@@ -45,6 +47,11 @@ struct scratch {
     float *attention;              /* per thread */
     size_t attention_floats;       /* per thread */
     float *attention_partials;     /* of the segments of a long context */
+    uint32_t *cells;          /* [T][index.top_k] that a token attends to, ascending; NULL: all have room */
+    float *index_scores;      /* [INDEX_TOKENS][ctx] */
+    float *index_tiles;       /* per thread: [INDEX_TOKENS][index.n_head][INDEX_CELLS] */
+    size_t index_tile_floats; /* per thread */
+    uint8_t *gathered;        /* [index.top_k] rows of keys */
 
     float
         *router; /* [T][n_expert] scores, after route(): probabilities or the like, without selection bias */

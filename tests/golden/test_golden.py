@@ -13,7 +13,10 @@ import gguf_tool
 import harness
 from harness import needs_shared, shared
 
-ARCHITECTURES = {"lfm2moe", "llama", "nemotron_h_moe", "olmoe", "qwen2moe", "qwen35moe", "qwen3moe", "qwen3next"}
+ARCHITECTURES = {
+    *("deepseek2", "glm-dsa", "lfm2moe", "llama", "mistral4", "nemotron_h_moe"),
+    *("olmoe", "qwen2moe", "qwen35moe", "qwen3moe", "qwen3next"),
+}
 TYPES = {
     *("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("IQ4_NL", "IQ4_XS", "MXFP4", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0"),
