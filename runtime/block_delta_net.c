@@ -187,14 +187,16 @@ static void mix(struct forward *f, uint32_t layer, const struct delta_args *a, b
     float *mixer = f->s.mixer;
     size_t stride = hp->mixer_floats;
     float *window = f->kv->layers[layer].state;
-    run_conv(f, &(struct conv_job){.x = mixer,
-                                   .stride = stride,
-                                   .window = window,
-                                   .window_stride = p->conv,
-                                   .weights = a->w[LT_SSM_CONV].data,
-                                   .channels = p->conv,
-                                   .taps = hp->ssm.conv_kernel,
-                                   .silu = true});
+    run_convs(f,
+              &(struct conv_job){.x = mixer,
+                                 .stride = stride,
+                                 .window = window,
+                                 .window_stride = p->conv,
+                                 .weights = a->w[LT_SSM_CONV].data,
+                                 .channels = p->conv,
+                                 .taps = hp->ssm.conv_kernel,
+                                 .silu = true},
+              1);
     for_each_token(f, prepare_token, (void *)(uintptr_t)a);
     run_recurrence(
         f, &(struct recurrence_job){.n_heads = p->n_heads,

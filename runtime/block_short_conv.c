@@ -40,13 +40,15 @@ void block_short_conv(struct forward *f, uint32_t layer)
     step_part_done(&f->parts, PS_PART_TRUNK);
     uint32_t c = 1, x = 2;
     for_each_token(f, multiply_token, &x);
-    run_conv(f, &(struct conv_job){.x = f->s.mixer,
-                                   .stride = hp->mixer_floats,
-                                   .window = f->kv->layers[layer].state,
-                                   .window_stride = hp->n_embd,
-                                   .weights = w[LT_SHORTCONV_CONV].data,
-                                   .channels = hp->n_embd,
-                                   .taps = hp->ssm.conv_kernel});
+    run_convs(f,
+              &(struct conv_job){.x = f->s.mixer,
+                                 .stride = hp->mixer_floats,
+                                 .window = f->kv->layers[layer].state,
+                                 .window_stride = hp->n_embd,
+                                 .weights = w[LT_SHORTCONV_CONV].data,
+                                 .channels = hp->n_embd,
+                                 .taps = hp->ssm.conv_kernel},
+              1);
     for_each_token(f, multiply_token, &c);
     step_part_done(&f->parts, PS_PART_ATTENTION);
     mixer_output(f, layer, &w[LT_SHORTCONV_OUT], 0);

@@ -37,6 +37,9 @@ void block_attention(struct forward *f, uint32_t layer, const struct attention_o
  * that follow each other share one. */
 void block_delta_net(struct forward *f, uint32_t layer, bool tiled_keys);
 
+/* x += Kimi delta attention(norm(x)): its state in the KV cache. */
+void block_kda(struct forward *f, uint32_t layer);
+
 /* x += Mamba-2(norm(x)): its state in the KV cache. */
 void block_mamba2(struct forward *f, uint32_t layer);
 

@@ -17,7 +17,7 @@ struct acts;
 struct forward;
 struct matmul_job;
 
-enum { MAX_CONV_TAPS = 16, MAX_STATE_DIM = 4096 };
+enum { MAX_CONV_TAPS = 16, MAX_CONVS = 3, MAX_STATE_DIM = 4096, MAX_SSM_INNER = 1 << 20 };
 
 /* Reads and checks ssm.conv_kernel, .inner_size, .state_size, .group_count and .time_step_rank: heads (the rank) divide the inner
  * size, groups the heads. */
@@ -51,6 +51,11 @@ enum ps_status hparams_mamba2(struct hparams *hp, const struct gguf *gguf, const
 uint64_t mamba2_state_floats(const struct hparams *hp);
 dim_fn dim_mamba2_in, dim_ssm_groups, dim_ssm_group; /* values per group */
 
+/* Kimi delta attention, in layers without key heads: ssm.conv_kernel and kda.head_dim; as many heads as attention has. */
+enum ps_status hparams_kda(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                           struct ps_error *err);
+dim_fn dim_kda_head;
+
 dim_fn dim_taps, dim_ssm_inner, dim_ssm_heads, dim_ssm_head;
 dim_fn dim_ssm_conv; /* channels of the convolution: inner, and a key and a query per group */
 
@@ -65,7 +70,8 @@ struct conv_job {
     uint32_t channels, taps;
     bool silu; /* of the sum */
 };
-void run_conv(struct forward *f, const struct conv_job *job);
+/* n <= MAX_CONVS. */
+void run_convs(struct forward *f, const struct conv_job *jobs, uint32_t n);
 
 /* The recurrence of all heads. */
 struct recurrence_job {

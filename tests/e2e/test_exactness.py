@@ -21,6 +21,7 @@ def models():
 
 # Golden models whose layers are of kinds that the three above lack.
 FAMILIES = (
+    "kimi-linear",
     "lfm2moe",
     "nemotron_h_moe",
     "qwen35moe",

@@ -135,6 +135,7 @@ class Refused(harness.TestCase):
         for name in ("qwen3next", "qwen35moe"):
             self.check_numbers(name, ssm)
         self.check_numbers("lfm2moe", ["shortconv.l_cache"])
+        self.check_numbers("kimi-linear", ["ssm.conv_kernel", "kda.head_dim", "attention.head_count"])
         self.check_numbers("nemotron_h_moe", [*ssm, "moe_latent_size"], but=[("moe_latent_size", 0)])
 
     @golden_present

@@ -14,8 +14,8 @@ import harness
 from harness import needs_shared, shared
 
 ARCHITECTURES = {
-    *("deepseek2", "glm-dsa", "lfm2moe", "llama", "mistral4", "nemotron_h_moe"),
-    *("olmoe", "qwen2moe", "qwen35moe", "qwen3moe", "qwen3next"),
+    *("deepseek2", "glm-dsa", "kimi-linear", "lfm2moe", "llama", "mistral4"),
+    *("nemotron_h_moe", "olmoe", "qwen2moe", "qwen35moe", "qwen3moe", "qwen3next"),
 }
 TYPES = {
     *("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
