@@ -455,6 +455,8 @@ enum ps_status hparams_rope_sections(struct hparams *hp, const struct gguf *gguf
                                 sections[i]);
         rope->section_pairs += sections[i];
     }
+    if (rope->section_pairs == 0)
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.rope.dimension_sections: all are empty", arch);
     memcpy(rope->section, sections, sizeof(rope->section));
     return PS_OK;
 }

@@ -90,6 +90,52 @@ class Layouts(harness.TestCase):
             self.logits(path, TOKENS, "--chunk", 1), self.logits(path, TOKENS, "--chunk", 9, "--threads", 3)
         )
 
+    @golden_present
+    def test_nemotron_layer_without_experts(self):
+        # The shared expert as a dense FFN, beside experts that give nothing but a constant row.
+        shift = [0.01 * (i % 7 - 3) for i in range(96)]
+        scale = 2.5  # of the sum of an expert's weights, which is 1
+
+        def constant_experts(gguf):
+            down = gguf.tensor("blk.3.ffn_down_exps.weight")
+            down.data = bytes(len(down.data))
+            n_experts = down.shape[2]
+            data = struct.pack("<96f", *(x / scale for x in shift)) * n_experts
+            gguf.tensors.append(gguf_tool.Tensor("blk.3.ffn_down_exps.bias", [96, n_experts], 0, data))
+
+        def dense(gguf):
+            for side in ("up", "down"):
+                gguf.tensors.remove(gguf.tensor(f"blk.3.ffn_{side}_exps.weight"))
+                gguf.tensor(f"blk.3.ffn_{side}_shexp.weight").name = f"blk.3.ffn_{side}.weight"
+            gguf.tensors.remove(gguf.tensor("blk.3.ffn_gate_inp.weight"))
+            gguf.tensors.remove(gguf.tensor("blk.3.exp_probs_b.bias"))
+            gguf.tensors.append(gguf_tool.Tensor("blk.3.ffn_up.bias", [96], 0, bytes(4 * 96)))
+            gguf.tensors.append(gguf_tool.Tensor("blk.3.ffn_down.bias", [96], 0, struct.pack("<96f", *shift)))
+            item_type, widths = gguf.metadata["nemotron_h_moe.feed_forward_length"][1]
+            gguf.metadata["nemotron_h_moe.feed_forward_length"] = (gguf_tool.ARRAY, (item_type, [*widths[:3], 96]))
+
+        expected = harness.floats(self.logits(self.rewritten("nemotron_h_moe", constant_experts), TOKENS, *EXACT))
+        logits = harness.floats(self.logits(self.rewritten("nemotron_h_moe", dense), TOKENS, *EXACT))
+        self.assertLess(max(abs(a - b) for a, b in zip(logits, expected)), 1e-4)
+
+    @golden_present
+    def test_pairs_of_no_section_are_not_rotated(self):
+        # An infinite divisor of its frequency keeps a pair still, too.
+        def sections(values, divisors):
+            def change(gguf):
+                item_type = gguf.metadata["qwen35moe.rope.dimension_sections"][1][0]
+                gguf.metadata["qwen35moe.rope.dimension_sections"] = (gguf_tool.ARRAY, (item_type, values))
+                data = struct.pack("<8f", *divisors)
+                gguf.tensors.append(gguf_tool.Tensor("rope_freqs.weight", [8], 0, data))
+
+            return self.logits(self.rewritten("qwen35moe", change), TOKENS)
+
+        still = float("inf")
+        self.assert_same_logits(sections([0, 0, 0, 1], [1] * 8), sections([3, 3, 3, 0], [still] * 8))
+        third = [1, 1, still, 1, 1, still, 1, 1]  # axis 2 has no pairs
+        self.assert_same_logits(sections([3, 3, 0, 2], [1] * 8), sections([3, 3, 3, 0], third))
+        self.assertNotEqual(sections([3, 3, 3, 0], [1] * 8), sections([3, 3, 3, 0], third))
+
     @staticmethod
     def move_experts(up, down, place, latent):
         """F16 experts [n_experts][n_ff][width] and [n_experts][width][n_ff] to a width of latent."""
@@ -163,6 +209,14 @@ class Refused(harness.TestCase):
             gguf.tensors.append(gguf_tool.Tensor("blk.1.ffn_latent_down.weight", [96, 96], 0, data))
 
         self.assertIn("blk.1.ffn_latent_up.weight", self.refused("nemotron_h_moe", change))
+
+    @golden_present
+    def test_sections_of_nothing(self):
+        def change(gguf):
+            item_type = gguf.metadata["qwen35moe.rope.dimension_sections"][1][0]
+            gguf.metadata["qwen35moe.rope.dimension_sections"] = (gguf_tool.ARRAY, (item_type, [0] * 4))
+
+        self.assertIn("dimension_sections", self.refused("qwen35moe", change))
 
     @golden_present
     def test_vectors_that_are_not_f32(self):
