@@ -172,7 +172,9 @@ enum tensor_need {
     NEED_IN_ATTENTION = 1 << 3, /* layers with n_kv_head > 0 that are not recurrent */
     NEED_IN_RECURRENT = 1 << 4,
     NEED_IN_WINDOWED = 1 << 5,
-    NEED_IN_FULL = 1 << 6, /* attention without a window */
+    NEED_IN_FULL = 1 << 6,    /* attention without a window */
+    NEED_IN_INDEXED = 1 << 8, /* layers that choose cells by an index */
+    NEED_UNUSED = 1 << 15,    /* may be there, is never read: where the computation does without */
 };
 
 struct tensor_rule {

@@ -75,14 +75,15 @@ static unsigned layer_kinds(const struct layer_hparams *l, bool moe)
     return (moe ? NEED_IN_MOE : 0u) | (!moe && l->n_ff > 0 ? NEED_IN_DENSE : 0u) |
            (l->recurrent ? NEED_IN_RECURRENT : 0u) | (attends ? NEED_IN_ATTENTION : 0u) |
            (attends && l->window > 0 ? NEED_IN_WINDOWED : 0u) |
-           (attends && l->window == 0 ? NEED_IN_FULL : 0u);
+           (attends && l->window == 0 ? NEED_IN_FULL : 0u) |
+           (attends && l->index_dim > 0 ? NEED_IN_INDEXED : 0u);
 }
 
 /* Whether the layer is of a kind that the rule names. */
 static bool applies(unsigned need, unsigned is)
 {
     static const unsigned lines[] = {NEED_IN_MOE | NEED_IN_DENSE, NEED_IN_ATTENTION | NEED_IN_RECURRENT,
-                                     NEED_IN_WINDOWED | NEED_IN_FULL};
+                                     NEED_IN_WINDOWED | NEED_IN_FULL, NEED_IN_INDEXED};
     for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
         if ((need & lines[i]) && !(need & is & lines[i]))
             return false;
@@ -101,17 +102,19 @@ static enum ps_status bind_rule(struct binding *binding, struct group_place *pla
     snprintf(name, sizeof(name), "%s%s", place->prefix, rule->name);
     const struct gguf_tensor *tensor = gguf_tensor_find(model->gguf, name);
     if (!tensor) {
-        if (!(rule->need & NEED_OPTIONAL))
+        if (!(rule->need & (NEED_OPTIONAL | NEED_UNUSED)))
             return ps_error_set(err, PS_ERR_FORMAT, "%s: tensor is missing", name);
         return PS_OK;
     }
+    uint32_t index = (uint32_t)(tensor - gguf_tensor_at(model->gguf, 0));
+    binding->claimed[index] = true;
+    if (rule->need & NEED_UNUSED)
+        return PS_OK;
     struct weight *w = &place->weights[rule->id];
     enum ps_status status = make_weight(model, tensor, rule, place->l, w, err);
     if (status != PS_OK)
         return status;
     model->act_mask |= 1u << w->format->act;
-    uint32_t index = (uint32_t)(tensor - gguf_tensor_at(model->gguf, 0));
-    binding->claimed[index] = true;
     group->id[group->n] = rule->id;
     place->indices[group->n++] = index;
     return PS_OK;

@@ -166,6 +166,15 @@ class LatentAttention(harness.TestCase):
                     self.assert_axes(path, LONG, "--kv", kv)
             self.assert_same_logits(self.logits(path, LONG, "--ctx", len(LONG)), self.logits(path, LONG))
 
+    @manifest_present
+    def test_copies_of_an_index_in_layers_that_take_over_a_choice_are_of_no_use(self):
+        gguf = read("glm-dsa")
+        expected = self.logits(self.save(gguf), LONG)
+        for tensor in [tensor for tensor in gguf.tensors if tensor.name.startswith("blk.0.indexer.")]:
+            name = tensor.name.replace("blk.0.", "blk.1.")
+            gguf.tensors.append(gguf_tool.Tensor(name, tensor.shape, tensor.type_id, tensor.data))
+        self.assert_same_logits(self.logits(self.save(gguf), LONG), expected)
+
     def check_refused(self, gguf, word):
         line = self.fails("run", "-m", self.save(gguf), "--prompt-tokens", "1,2", "-n", 1, "--print", "tokens")
         self.assertIn(word, line)
