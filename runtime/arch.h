@@ -185,6 +185,7 @@ enum tensor_need {
     IS_MATRIX = 1 << 12,         /* of a product, however narrow: any format will do */
     STAYS_IN_FILE = 1 << 13, /* a table too large for memory, rows of which are read when they are needed */
     NEED_F32 = 1 << 15,      /* several vectors, used as they are */
+    NEED_UNUSED = 1 << 16,   /* may be there, is never read: where the computation does without */
 };
 
 struct tensor_rule {

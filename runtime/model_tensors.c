@@ -117,17 +117,19 @@ static enum ps_status bind_rule(struct binding *binding, struct group_place *pla
     snprintf(name, sizeof(name), "%s%s", place->prefix, rule->name);
     const struct gguf_tensor *tensor = gguf_tensor_find(model->gguf, name);
     if (!tensor) {
-        if (!(rule->need & NEED_OPTIONAL))
+        if (!(rule->need & (NEED_OPTIONAL | NEED_UNUSED)))
             return ps_error_set(err, PS_ERR_FORMAT, "%s: tensor is missing", name);
         return PS_OK;
     }
+    uint32_t index = (uint32_t)(tensor - gguf_tensor_at(model->gguf, 0));
+    binding->claimed[index] = true;
+    if (rule->need & NEED_UNUSED)
+        return PS_OK;
     struct weight *w = &place->weights[rule->id];
     enum ps_status status = make_weight(model, tensor, rule, place->l, w, err);
     if (status != PS_OK)
         return status;
     model->act_mask |= 1u << w->format->act;
-    uint32_t index = (uint32_t)(tensor - gguf_tensor_at(model->gguf, 0));
-    binding->claimed[index] = true;
     if (rule->need & STAYS_IN_FILE) {
         model->stored = (struct stored_rows){.file = tensor->file, .offset = tensor->offset, .rows = *w};
         return PS_OK;
