@@ -125,6 +125,7 @@ SHAPES = {
 
 NORM_ROWS = {"olmoe", "minimax-m2"}
 SQUARE = {"olmoe", "qwen2moe", "bailingmoe2", "lfm2moe", "phimoe"}  # heads x head size is the embedding's width
+UNGROUPED = {"olmoe", "dots1"}  # as many KV heads as heads
 GATED_Q = {"qwen3next", "qwen35moe"}
 TIED_WIDTHS = {"llama", "hunyuan-moe", "granitemoe", "phimoe", "olmoe", "minimax-m2"}  # experts have the dense width's key
 
@@ -159,7 +160,7 @@ class Config:
     def choose(self, rng):
         dim = rng.choice([32, 48, 64, 96])
         self.kv = rng.choice([1, 2, 3])
-        self.h = self.kv * rng.choice([1, 2, 4])
+        self.h = self.kv * (1 if self.arch in UNGROUPED else rng.choice([1, 2, 4]))
         self.dk = self.dv = dim
         self.E = self.h * dim if self.arch in SQUARE else 32 * rng.choice([2, 3, 5, 6])
         self.V = rng.choice([130, 200, 257])
@@ -193,7 +194,8 @@ class Config:
         self.n_rot = rng.choice([16, 32])
         self.mla_k = self.n_rot + rng.choice([32, 64])
         self.mla_v = rng.choice([32, 64])
-        self.index_heads, self.index_dim = rng.choice([4, 8]), 32 * rng.choice([2, 4])
+        # With few heads scores are often 0 for all of them, and which of equal cells are chosen is chance.
+        self.index_heads, self.index_dim = rng.choice([16, 32]), 32 * rng.choice([2, 4])
         self.kv = 1
         self.dk, self.dv = self.kv_rank + self.n_rot, self.kv_rank
 
