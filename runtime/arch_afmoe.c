@@ -1,5 +1,5 @@
 /* afmoe: (Trinity): norms before and after both branches; a sigmoid gate on the attention's output; three layers with a
- * sliding window and a rotation, then one without either; a scaled embedding. */
+ * sliding window and a rotation, then one without either, the rotation whatever the windows are; a scaled embedding. */
 #include <math.h>
 
 #include "runtime/arch.h"
@@ -29,12 +29,14 @@ static const struct tensor_rule RULES[] = {
 
 static const char *const KEYS[] = {HPARAMS_WINDOW_KEYS, NULL};
 
+enum { PERIOD = 4 }; /* of layers, with and without a rotation */
+
 static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struct ps_error *err)
 {
-    enum ps_status status = hparams_windows(hp, gguf, "afmoe", 4, false, err);
+    enum ps_status status = hparams_windows(hp, gguf, "afmoe", PERIOD, false, err);
     hp->embedding_scale = sqrtf((float)hp->n_embd);
     for (uint32_t il = 0; il < hp->n_layers; il++)
-        hp->layer[il].no_rope = hp->layer[il].window == 0;
+        hp->layer[il].no_rope = il % PERIOD == PERIOD - 1;
     return status;
 }
 

@@ -95,6 +95,14 @@ enum ps_status hparam_f32(const struct gguf *gguf, const char *arch, const char 
     return PS_OK;
 }
 
+enum ps_status hparam_factor(const struct gguf *gguf, const char *arch, const char *suffix, float *out,
+                             struct ps_error *err)
+{
+    enum ps_status status = hparam_f32(gguf, arch, suffix, false, out, err);
+    *out = *out == 0.0f ? 1.0f : *out;
+    return status;
+}
+
 enum ps_status hparam_bool(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                            bool *out, struct ps_error *err)
 {
