@@ -53,9 +53,8 @@ static void round_token(void *arg, uint32_t token, unsigned worker)
     (void)worker;
     const struct round_args *a = arg;
     const struct acts *acts = a->acts;
-    a->kernels->act_quantize(a->type, acts->x + token * acts->stride,
-                             acts->rounded[a->type] + token * act_row_bytes(a->type, acts->n_cols),
-                             acts->n_cols);
+    act_quantize(a->kernels, a->type, acts->x + token * acts->stride,
+                 acts->rounded[a->type] + token * act_row_bytes(a->type, acts->n_cols), acts->n_cols);
 }
 
 const void *acts_for(struct forward *f, struct acts *acts, const struct weight *w, size_t *stride)

@@ -116,8 +116,8 @@ static const void *pack_rows(struct moe_layer *m, const struct weight *w, uint32
             uint32_t pair = f->s.row_pair[first + i];
             const float *x = m->acts->x + f->s.pair_token[first + i] * m->acts->stride;
             f->model->ops->scale(weighed, x, f->s.weights[pair], f->model->hp.n_embd);
-            f->model->matmul->act_quantize(type, weighed, packed + (first + i) * *stride,
-                                           f->model->hp.n_embd);
+            act_quantize(f->model->matmul, type, weighed, packed + (first + i) * *stride,
+                         f->model->hp.n_embd);
         }
         return packed + first * *stride;
     }

@@ -9,11 +9,18 @@
 #include "runtime/model.h"
 
 enum {
-    FFN_TILE_ROWS = 256,  /* hidden rows per work item; a multiple of every activation block */
-    FFN_TILE_TOKENS = 64, /* tokens per pass over them */
-    INDEX_TOKENS = 8,     /* that share loads of keys when cells are chosen */
-    INDEX_CELLS = 64,     /* per work item */
+    FFN_TILE_ROWS = 256, /* hidden rows per work item; a multiple of every activation block */
+    FFN_STRIP_ROWS = 32, /* of them multiplied at a time with more than FFN_FEW_TOKENS tokens */
+    FFN_FEW_TOKENS = 64,
+    INDEX_TOKENS = 8, /* that share loads of keys when cells are chosen */
+    INDEX_CELLS = 64, /* per work item */
 };
+
+/* Hidden rows that n_tokens tokens are multiplied with at a time. */
+static inline uint32_t ffn_strip_rows(uint64_t n_tokens)
+{
+    return n_tokens > FFN_FEW_TOKENS ? FFN_STRIP_ROWS : FFN_TILE_ROWS;
+}
 
 /* Rows of activations in each form that some weight takes; F32 is the row itself. */
 struct acts {
@@ -42,7 +49,7 @@ struct scratch {
     int32_t *rows;                 /* [T] rows of the positions in a layer's cache */
     uint8_t *rounded[ACT_N_TYPES]; /* [T] rows of the widest input */
     uint8_t *ff_hidden;            /* [T] rows of activations: dense and shared FFN */
-    float *tiles;                  /* per thread: [2][FFN_TILE_TOKENS][FFN_TILE_ROWS] */
+    float *tiles;                  /* per thread: a tile and two strips of [T] rows */
     size_t tile_floats;            /* per thread */
     float *attention;              /* per thread */
     size_t attention_floats;       /* per thread */

@@ -113,7 +113,7 @@ class Exactness(harness.TestCase):
     def test_same_with_and_without_prefetch_at_any_budget(self):
         for model in models():
             expected = self.logits(model, TOKENS, *AMPLE)
-            for ram in budgets(model, smallest_for_logits(model)):
+            for ram in budgets(model, smallest_for_logits(model, "--chunk", 5)):
                 for flags in (("--prefetch", "off"), ("--chunk", 1), ("--chunk", 5, "--queue-depth", 1)):
                     with self.subTest(model=os.path.basename(model), ram=ram, flags=" ".join(map(str, flags))):
                         logits = self.logits(model, TOKENS, *flags, "--ram", ram, "--io-limit", "2G")
