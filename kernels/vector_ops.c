@@ -59,6 +59,14 @@ static void swiglu_limit(float *out, const float *gate, const float *up, float l
     }
 }
 
+static void swiglu_clamp(float *out, const float *gate, const float *up, float limit, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float g = fminf(gate[i], limit);
+        out[i] = g / (1.0f + expf(-g)) * clamp(up[i], limit);
+    }
+}
+
 static void swiglu_oai(float *out, const float *gate, const float *up, float alpha, float limit, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -88,6 +96,27 @@ static void sigmoid(float *out, const float *x, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         out[i] = 1.0f / (1.0f + expf(-x[i]));
+    }
+}
+
+static void silu(float *out, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        out[i] = x[i] / (1.0f + expf(-x[i]));
+    }
+}
+
+static void softplus(float *out, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        out[i] = (x[i] < 0.0f ? 0.0f : x[i]) + log1pf(expf(-fabsf(x[i])));
+    }
+}
+
+static void exponential(float *out, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        out[i] = expf(x[i]);
     }
 }
 
@@ -134,6 +163,13 @@ static void axpy(float *out, const float *x, float s, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         out[i] = fmaf(s, x[i], out[i]);
+    }
+}
+
+static void axpy_relu(float *out, const float *x, float s, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        out[i] = fmaf(s, x[i] > 0.0f ? x[i] : 0.0f, out[i]);
     }
 }
 

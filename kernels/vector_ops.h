@@ -24,18 +24,24 @@ struct vector_ops {
     void (*swiglu)(float *out, const float *gate, const float *up, size_t n);
     /* out[i] = min(silu(gate[i]), limit) * clamp(up[i], -limit, limit) (Step-3.5). */
     void (*swiglu_limit)(float *out, const float *gate, const float *up, float limit, size_t n);
+    /* out[i] = silu(min(gate[i], limit)) * clamp(up[i], -limit, limit) (DeepSeek-V4). */
+    void (*swiglu_clamp)(float *out, const float *gate, const float *up, float limit, size_t n);
     /* g = min(gate[i], limit), u = clamp(up[i], -limit, limit): out[i] = g / (1 + exp(-alpha * g)) * (u + 1) (gpt-oss). */
     void (*swiglu_oai)(float *out, const float *gate, const float *up, float alpha, float limit, size_t n);
     /* out[i] = gelu(gate[i]) * up[i], gelu(v) = v / (1 + exp(-2 * sqrt(2/pi) * (v + 0.044715 v^3))): by tanh, as trained. */
     void (*geglu)(float *out, const float *gate, const float *up, size_t n);
     void (*relu_squared)(float *out, const float *x, size_t n);        /* max(x[i], 0)^2 */
     void (*sigmoid)(float *out, const float *x, size_t n);             /* 1 / (1 + exp(-x[i])) */
+    void (*silu)(float *out, const float *x, size_t n);                /* x[i] / (1 + exp(-x[i])) */
+    void (*softplus)(float *out, const float *x, size_t n);            /* ln(1 + exp(x[i])) */
+    void (*exp)(float *out, const float *x, size_t n);                 /* exp(x[i]) */
     void (*mul)(float *out, const float *a, const float *b, size_t n); /* a * b */
     /* out[i] = exp(x[i] - max) / sum. -INFINITY gives 0. */
     void (*softmax)(float *out, const float *x, size_t n);
     void (*add)(float *out, const float *a, const float *b, size_t n); /* a + b */
     void (*scale)(float *out, const float *x, float s, size_t n);      /* s * x */
     void (*axpy)(float *out, const float *x, float s, size_t n);       /* out += s * x, one rounding (fma) */
+    void (*axpy_relu)(float *out, const float *x, float s, size_t n); /* out += s * max(x, 0), one rounding */
     float (*dot)(const float *a, const float *b, size_t n);
     /* Rotates pairs of one head: pair i < n_rot/2 by angle with cosine c[i], sine s[i].
      * neox: (x[i], x[i + n_rot/2]); else NORM: (x[2i], x[2i+1]). Values from n_rot on stay. */

@@ -12,10 +12,11 @@ static const float GELU_CUBIC = 0.044715f;
 #define VECTOR_OPS_TABLE(LEVEL)                                                                              \
     {                                                                                                        \
         .level = (LEVEL), .rms_norm = rms_norm, .layer_norm = layer_norm, .swiglu = swiglu,                  \
-        .swiglu_limit = swiglu_limit, .swiglu_oai = swiglu_oai, .geglu = geglu,                              \
-        .relu_squared = relu_squared, .sigmoid = sigmoid, .mul = mul, .softmax = softmax, .add = add,        \
-        .scale = scale, .axpy = axpy, .dot = dot, .rope = rope, .f32_to_f16 = f32_to_f16,                    \
-        .f16_to_f32 = f16_to_f32,                                                                            \
+        .swiglu_limit = swiglu_limit, .swiglu_clamp = swiglu_clamp, .swiglu_oai = swiglu_oai,                \
+        .geglu = geglu, .relu_squared = relu_squared, .sigmoid = sigmoid, .silu = silu,                      \
+        .softplus = softplus, .exp = exponential, .mul = mul, .softmax = softmax, .add = add,                \
+        .scale = scale, .axpy = axpy, .axpy_relu = axpy_relu, .dot = dot, .rope = rope,                      \
+        .f32_to_f16 = f32_to_f16, .f16_to_f32 = f16_to_f32,                                                  \
     }
 
 extern const struct vector_ops vector_ops_scalar;

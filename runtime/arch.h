@@ -28,7 +28,7 @@ enum global_tensor {
     GT_OUTPUT_HC_NORM,
     GT_OUTPUT_HC_DOWN,
     GT_OUTPUT_HC_UP,
-    GT_LAYER_EMBD, /* per-layer embeddings */
+    GT_LAYER_EMBD, /* per-layer embeddings; or those of n-grams, which stay in the file */
     GT_COUNT,
 };
 
@@ -113,7 +113,7 @@ enum layer_tensor {
     LT_ROUTER_BIAS,   /* added to the logits */
     LT_SELECT_BIAS,   /* added to the scores for the choice, not for the weights */
     LT_ROUTER_SCALE,  /* gemma4: of the router's input */
-    LT_TOKEN_EXPERTS, /* deepseek4: experts by token id instead of a choice */
+    LT_TOKEN_EXPERTS, /* deepseek4: experts by token id instead of a choice: rows of ids */
     LT_SHARED_ROUTER, /* sigmoid of it scales the shared expert's output */
     LT_SHARED_GATE,
     LT_SHARED_UP,
@@ -173,7 +173,15 @@ enum tensor_need {
     NEED_IN_ATTENTION = 1 << 3, /* layers with n_kv_head > 0 that are not recurrent */
     NEED_IN_RECURRENT = 1 << 4,
     NEED_IN_WINDOWED = 1 << 5,
-    NEED_IN_FULL = 1 << 6, /* attention without a window */
+    NEED_IN_FULL = 1 << 6,       /* attention without a window */
+    NEED_IN_COMPRESSED = 1 << 7, /* layers with compressed blocks */
+    NEED_IN_INDEXED = 1 << 8,    /* layers that choose cells by an index */
+    NEED_IN_BY_TOKEN = 1 << 9,   /* layers whose experts follow from the token id */
+    NEED_IN_NGRAMS = 1 << 14,    /* layers with embeddings of n-grams */
+    NEED_IN_ROUTED = 1 << 10,    /* layers whose experts are chosen by score */
+    HOLDS_IDS = 1 << 11,         /* the tensor is I32 */
+    IS_MATRIX = 1 << 12,         /* of a product, however narrow: any format will do */
+    STAYS_IN_FILE = 1 << 13, /* a table too large for memory, rows of which are read when they are needed */
 };
 
 struct tensor_rule {
@@ -232,12 +240,13 @@ extern const struct arch ARCH_AFMOE;
 extern const struct arch ARCH_BAILINGMOE2;
 extern const struct arch ARCH_COHERE2MOE;
 extern const struct arch ARCH_DEEPSEEK2;
+extern const struct arch ARCH_DEEPSEEK4;
 extern const struct arch ARCH_DOTS1;
 extern const struct arch ARCH_ERNIE4_5_MOE;
 extern const struct arch ARCH_EXAONE_MOE;
 extern const struct arch ARCH_GEMMA4;
-extern const struct arch ARCH_GLM_DSA;
 extern const struct arch ARCH_GLM4MOE;
+extern const struct arch ARCH_GLM_DSA;
 extern const struct arch ARCH_GPT_OSS;
 extern const struct arch ARCH_GRANITEMOE;
 extern const struct arch ARCH_HUNYUAN_MOE;
@@ -245,11 +254,15 @@ extern const struct arch ARCH_LLAMA;
 extern const struct arch ARCH_LLAMA4;
 extern const struct arch ARCH_MIMO2;
 extern const struct arch ARCH_MINIMAX_M2;
+extern const struct arch ARCH_MINIMAX_M3;
 extern const struct arch ARCH_MISTRAL4;
 extern const struct arch ARCH_OLMOE;
 extern const struct arch ARCH_PHIMOE;
 extern const struct arch ARCH_QWEN2MOE;
+extern const struct arch ARCH_QWEN35MOE;
 extern const struct arch ARCH_QWEN3MOE;
+extern const struct arch ARCH_QWEN3NEXT;
+extern const struct arch ARCH_QWEN4EXP;
 extern const struct arch ARCH_STEP35;
 
 #endif

@@ -201,7 +201,7 @@ static void gate_token(struct forward *f, uint32_t token, void *arg)
         ops->scale(row + (size_t)h * l->head_dim_v, row + (size_t)h * l->head_dim_v, gate[h], l->head_dim_v);
 }
 
-void attention_output(struct forward *f, uint32_t layer, const float *rows)
+void attention_product(struct forward *f, uint32_t layer, const float *rows)
 {
     const struct hparams *hp = &f->model->hp;
     const struct weight *w = f->model->layers[layer].w;
@@ -212,13 +212,17 @@ void attention_output(struct forward *f, uint32_t layer, const float *rows)
         job.scale = &hp->attention_out_scale;
     run_matmuls(f, &job, 1);
     step_part_done(&f->parts, PS_PART_TRUNK);
-    add_branch(f, f->s.branch, &w[LT_ATTN_POST_NORM]);
+}
+
+void attention_output(struct forward *f, uint32_t layer, const float *rows)
+{
+    attention_product(f, layer, rows);
+    add_branch(f, f->s.branch, &f->model->layers[layer].w[LT_ATTN_POST_NORM]);
 }
 
 /* ---- the block ---- */
 
-/* Rows [begin, begin + n) of a weight. */
-static struct weight rows_of(const struct weight *w, uint64_t begin, uint64_t n)
+struct weight weight_rows(const struct weight *w, uint64_t begin, uint64_t n)
 {
     struct weight rows = *w;
     rows.data = (const uint8_t *)w->data + begin * w->row_bytes;
@@ -244,7 +248,7 @@ static void project(struct forward *f, uint32_t layer, const struct attention_op
         bool fused = w[LT_QKV].format;
         if (!fused && !w[ids[i]].format)
             continue;
-        part[i] = fused ? rows_of(&w[LT_QKV], row, n_rows[i]) : w[ids[i]];
+        part[i] = fused ? weight_rows(&w[LT_QKV], row, n_rows[i]) : w[ids[i]];
         jobs[n] = chunk_job(f, &acts, &part[i], &w[biases[i]], out[i]);
         if (fused && w[LT_QKV_BIAS].format)
             jobs[n].bias = (const float *)w[LT_QKV_BIAS].data + row;
@@ -264,18 +268,26 @@ void block_attention(struct forward *f, uint32_t layer, const struct attention_o
 {
     const struct layer_hparams *l = &f->model->hp.layer[layer];
     const struct weight *w = f->model->layers[layer].w;
-    norm_chunk(f, &w[LT_ATTN_NORM], &w[LT_ATTN_NORM_BIAS], f->s.x, f->s.normed);
-    step_part_done(&f->parts, PS_PART_NORMS);
+    if (!options->input_ready) {
+        norm_chunk(f, &w[LT_ATTN_NORM], &w[LT_ATTN_NORM_BIAS], f->s.x, f->s.normed);
+        step_part_done(&f->parts, PS_PART_NORMS);
+    }
     project(f, layer, options);
     step_part_done(&f->parts, PS_PART_TRUNK);
     struct qkv_args args = {.layer = layer, .options = options};
     for_each_token(f, finish_qkv, &args);
-    attend(f, layer);
+    if (options->attend)
+        options->attend(f, layer);
+    else
+        attend(f, layer);
     if (w[LT_ATTN_GATE].format || options->gate_in_q) {
         struct gate_args gate = {.layer = layer,
                                  .per_head = w[LT_ATTN_GATE].format && w[LT_ATTN_GATE].n_rows == l->n_head};
         for_each_token(f, gate_token, &gate);
     }
     step_part_done(&f->parts, PS_PART_ATTENTION);
-    attention_output(f, layer, f->s.attended);
+    if (options->keep_branch)
+        attention_product(f, layer, f->s.attended);
+    else
+        attention_output(f, layer, f->s.attended);
 }

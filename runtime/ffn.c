@@ -29,6 +29,12 @@ static void activate(const struct vector_ops *ops, const struct ffn_job *job, fl
         else
             ops->swiglu(out, gate, up, n);
         return;
+    case FFN_SWIGLU_CLAMP:
+        if (job->limit > 0.0f)
+            ops->swiglu_clamp(gate, gate, up, job->limit, n);
+        else
+            ops->swiglu(gate, gate, up, n);
+        return;
     case FFN_SWIGLU_OAI:
         ops->swiglu_oai(out, gate, up, OAI_ALPHA, OAI_LIMIT, n);
         return;

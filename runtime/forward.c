@@ -73,6 +73,15 @@ const void *acts_for(struct forward *f, struct acts *acts, const struct weight *
     return acts->rounded[type];
 }
 
+const float *weight_row_floats(const struct weight *w, uint64_t row, float *room)
+{
+    const void *data = (const uint8_t *)w->data + row * w->row_bytes;
+    if (w->format->type == BLOCK_F32)
+        return data;
+    w->format->dequantize(data, room, w->n_cols);
+    return room;
+}
+
 /* ---- parallel products ---- */
 
 struct matmul_region {
@@ -237,6 +246,11 @@ bool layer_is_moe(const struct forward *f, uint32_t layer)
     return f->model->layers[layer].moe;
 }
 
+bool layer_is_recurrent(const struct forward *f, uint32_t layer)
+{
+    return f->model->hp.layer[layer].recurrent;
+}
+
 enum ps_status block_ffn(struct forward *f, uint32_t layer, enum ffn_activation activation,
                          struct ps_error *err)
 {
@@ -257,7 +271,23 @@ static const float *rope_factors(const struct ps_model *model, const struct rope
     return rope->factors && factors->format ? factors->data : NULL;
 }
 
-static void rotate_position(struct forward *f, uint32_t token, uint32_t index)
+/* Sections of a rotation that no axis of a text moves along. */
+static void hold_pairs(const struct rope_hparams *rope, const struct rope_params *params, float *cosine,
+                       float *sine)
+{
+    float magnitude = params->attn_factor;
+    if (params->ext_factor != 0.0f)
+        magnitude *= 1.0f - 0.1f * logf(params->freq_scale);
+    for (uint32_t pair = 0; rope->section_pairs > 0 && pair < rope->n_rot / 2; pair++) {
+        uint32_t place = pair % rope->section_pairs;
+        if (place < 3 * rope->section[place % 3])
+            continue;
+        cosine[pair] = magnitude;
+        sine[pair] = 0.0f;
+    }
+}
+
+void rope_angles(const struct forward *f, uint32_t index, uint32_t position, float *cosines, float *sines)
 {
     const struct rope_hparams *rope = &f->model->hp.rope[index];
     struct rope_params params = {.n_rot = rope->n_rot,
@@ -269,8 +299,14 @@ static void rotate_position(struct forward *f, uint32_t token, uint32_t index)
                                  .beta_slow = 1.0f,
                                  .n_ctx_orig = rope->ctx_orig,
                                  .freq_factors = rope_factors(f->model, rope)};
-    size_t at = (size_t)token * rope->n_rot / 2;
-    rope_cos_sin(&params, f->s.positions[token], f->s.rope_cos[index] + at, f->s.rope_sin[index] + at);
+    rope_cos_sin(&params, (int32_t)position, cosines, sines);
+    hold_pairs(rope, &params, cosines, sines);
+}
+
+static void rotate_position(struct forward *f, uint32_t token, uint32_t index)
+{
+    size_t at = (size_t)token * f->model->hp.rope[index].n_rot / 2;
+    rope_angles(f, index, f->position + token, f->s.rope_cos[index] + at, f->s.rope_sin[index] + at);
 }
 
 static void prepare_token(struct forward *f, uint32_t token, void *arg)
@@ -290,21 +326,17 @@ static void prepare_token(struct forward *f, uint32_t token, void *arg)
         rotate_position(f, token, i);
 }
 
-enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t n,
-                             const volatile sig_atomic_t *cancel, struct ps_error *err)
+static enum ps_status cancelled(struct ps_error *err)
+{
+    return ps_error_set(err, PS_ERR_CANCELLED, "cancelled");
+}
+
+static enum ps_status run_layers(struct forward *f, const volatile sig_atomic_t *cancel, struct ps_error *err)
 {
     struct ps_model *model = f->model;
-    f->n_tokens = n;
-    f->position = f->kv->n_used;
-    f->tokens = tokens;
-    f->moe_layer = 0;
-    kv_cache_make_room(f->kv, n);
-    step_parts_start(&f->parts);
-    for_each_token(f, prepare_token, (void *)(uintptr_t)tokens);
-    predict_ahead(f, -1, PREDICT_AT_START);
     for (uint32_t il = 0; il < model->hp.n_layers; il++) {
         if (*cancel)
-            return ps_error_set(err, PS_ERR_CANCELLED, "cancelled");
+            return cancelled(err);
         enum ps_status status = trunk_begin_layer(model->trunk, il, err);
         if (status != PS_OK)
             return status;
@@ -313,6 +345,28 @@ enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t 
         trunk_end_layer(model->trunk, il);
         if (status != PS_OK)
             return status;
+    }
+    return PS_OK;
+}
+
+enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t n,
+                             const volatile sig_atomic_t *cancel, struct ps_error *err)
+{
+    struct ps_model *model = f->model;
+    if (*cancel)
+        return cancelled(err);
+    f->n_tokens = n;
+    f->position = f->kv->n_used;
+    f->tokens = tokens;
+    f->moe_layer = 0;
+    kv_cache_make_room(f->kv, n);
+    step_parts_start(&f->parts);
+    for_each_token(f, prepare_token, (void *)(uintptr_t)tokens);
+    predict_ahead(f, -1, PREDICT_AT_START);
+    enum ps_status status = run_layers(f, cancel, err);
+    if (status != PS_OK) {
+        kv_cache_chunk_failed(f->kv);
+        return status;
     }
     if (model->arch->end)
         model->arch->end(f);

@@ -29,6 +29,11 @@ struct attention_options {
     bool norm_values;     /* so are values */
     bool gate_in_q;       /* attn_q has [query | gate] per head; sigmoid(gate) scales the output */
     bool scale_q;         /* by hparams.temperature */
+    bool input_ready;     /* scratch.normed holds the input; else norm(x) is made */
+    bool keep_branch;     /* the output stays in scratch.branch and is not added to x */
+    /* scratch.attended from scratch.q and the cache; scratch.normed still holds the input. NULL: all cells that the token
+     * sees. */
+    void (*attend)(struct forward *f, uint32_t layer);
 };
 
 /* x += attention(norm(x)): norm, q/k/v with biases, q/k norms, RoPE, KV cache, attention (sinks, window), gate, output
@@ -36,6 +41,16 @@ struct attention_options {
  * Leaves norm(x) in scratch.normed. */
 void block_attention(struct forward *f, uint32_t layer, const struct attention_options *options);
 
+struct delta_net_options {
+    bool
+        tiled_keys; /* value head h has key head h % key heads; else heads that follow each other share one */
+    bool sigmoid_gate; /* of the output; else silu */
+    bool input_ready;  /* as of attention */
+    bool keep_branch;
+};
+
+/* x += gated delta net(norm(x)): its state in the KV cache. */
+void block_delta_net(struct forward *f, uint32_t layer, const struct delta_net_options *options);
 struct mla_options {
     enum rope_pairs rope; /* of the last n_rot values of q and of the key that all heads share */
     bool scale_q;         /* by hparams.temperature */
@@ -50,6 +65,7 @@ void block_mla(struct forward *f, uint32_t layer, const struct mla_options *opti
 /* What happens between a feed-forward network's first products and its last. */
 enum ffn_activation {
     FFN_SWIGLU,       /* silu(gate) * up; with the layer's limit: min(silu(gate), limit) * clamp(up, limit) */
+    FFN_SWIGLU_CLAMP, /* the same, but for the limit: silu(min(gate, limit)) * clamp(up, limit) */
     FFN_SWIGLU_OAI,   /* of gpt-oss */
     FFN_GEGLU,        /* gelu(gate) * up */
     FFN_RELU_SQUARED, /* max(up, 0)^2; there is no gate */
@@ -81,6 +97,8 @@ enum ps_status block_moe(struct forward *f, uint32_t layer, const struct moe_opt
 
 /* Whether a layer has routed experts. */
 bool layer_is_moe(const struct forward *f, uint32_t layer);
+/* Whether it keeps a state instead of keys and values. */
+bool layer_is_recurrent(const struct forward *f, uint32_t layer);
 /* block_moe or block_dense_ffn, as the layer is. */
 enum ps_status block_ffn(struct forward *f, uint32_t layer, enum ffn_activation activation,
                          struct ps_error *err);

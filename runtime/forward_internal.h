@@ -29,7 +29,8 @@ struct forward {
 };
 
 /* Computes the residual stream and hidden[] of n tokens that continue the sequence; the KV cache grows by n when all
- * layers are done. cancel is polled between layers. n <= the chunk that scratch was laid out for. */
+ * layers are done; after a failure it is as before, or empty where there are recurrent layers. cancel is polled between
+ * layers. n <= the chunk that scratch was laid out for. */
 enum ps_status forward_chunk(struct forward *f, const int32_t *tokens, uint32_t n,
                              const volatile sig_atomic_t *cancel, struct ps_error *err);
 /* Rows [first, first + n) of hidden[] through the output head. */
@@ -61,6 +62,10 @@ void run_matmuls(struct forward *f, const struct matmul_job *jobs, uint32_t n);
 /* The job for all rows of acts; out is [n_tokens][n_rows]. bias may be NULL or absent from the file. */
 struct matmul_job chunk_job(struct forward *f, struct acts *acts, const struct weight *w,
                             const struct weight *bias, float *out);
+/* Rows [begin, begin + n) of a weight. */
+struct weight weight_rows(const struct weight *w, uint64_t begin, uint64_t n);
+/* A row as floats: where it lies, or in room [n_cols]. */
+const float *weight_row_floats(const struct weight *w, uint64_t row, float *room);
 /* Scales rows [begin, end) of a product and adds their bias; either may be NULL. */
 void finish_rows(const struct vector_ops *ops, const float *bias, const float *scale, uint64_t begin,
                  uint64_t end, uint32_t n_tokens, float *out, size_t out_stride);
@@ -109,6 +114,8 @@ void store_kv(struct forward *f, uint32_t layer, uint32_t token, const float *k,
 /* Rotates n_heads heads of head_dim values, the first n_rot of each. */
 void rotate_heads(const struct forward *f, uint32_t layer, uint32_t token, enum rope_pairs pairs,
                   float *heads, uint32_t n_heads, uint32_t head_dim);
+/* n_rot/2 cosines and sines of rope `index` for a position that need not be in the chunk. */
+void rope_angles(const struct forward *f, uint32_t index, uint32_t position, float *cosines, float *sines);
 /* Scales n values of a token's query by hparams.temperature: Llama 4's and Mistral's way with late positions. */
 void scale_query(const struct forward *f, uint32_t token, float *q, size_t n);
 /* scratch.attended = attention of scratch.q over the cache. */
@@ -127,7 +134,9 @@ void index_choose(struct forward *f, uint32_t layer, enum rope_pairs pairs, cons
 /* attend() over the chosen cells. */
 void attend_chosen(struct forward *f, uint32_t layer);
 
-/* x += norm(output(rows)), with what the layer has of bias and norm. rows: scratch.attended, or what was made of it. */
+/* scratch.branch = output(rows), with what the layer has of bias. rows: scratch.attended, or what was made of it. */
+void attention_product(struct forward *f, uint32_t layer, const float *rows);
+/* x += norm(output(rows)). */
 void attention_output(struct forward *f, uint32_t layer, const float *rows);
 
 #endif

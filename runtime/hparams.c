@@ -8,7 +8,7 @@
 
 #include "runtime/arch.h"
 
-enum { MAX_LAYERS = 1024, MAX_WIDTH = 1 << 20, MAX_EXPERTS = 4096, MAX_CONTEXT = 1 << 30 };
+enum { MAX_WIDTH = 1 << 20, MAX_EXPERTS = 4096, MAX_CONTEXT = 1 << 30 };
 
 /* Read by hparams_read, or known not to change the computation of a supported family. */
 static const char *const COMMON_KEYS[] = {
@@ -76,6 +76,16 @@ enum ps_status hparam_u32(const struct gguf *gguf, const char *arch, const char 
         return ps_error_set(err, PS_ERR_FORMAT, "%s: not a 32-bit unsigned number", key);
     *out = (uint32_t)value;
     return PS_OK;
+}
+
+enum ps_status hparam_size(const struct gguf *gguf, const char *arch, const char *suffix, uint32_t *out,
+                           struct ps_error *err)
+{
+    enum ps_status status = hparam_u32(gguf, arch, suffix, true, out, err);
+    if (status == PS_OK && (*out == 0 || *out > MAX_WIDTH))
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.%s: %u is not within 1..%d", arch, suffix, *out,
+                            MAX_WIDTH);
+    return status;
 }
 
 enum ps_status hparam_f32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
@@ -459,6 +469,28 @@ done:
     return status;
 }
 
+/* ---- rotation along several axes ---- */
+
+enum ps_status hparams_rope_sections(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                                     struct ps_error *err)
+{
+    enum { N_SECTIONS = 4, MAX_SECTION = 4096 };
+    struct rope_hparams *rope = &hp->rope[0];
+    uint32_t sections[N_SECTIONS] = {0};
+    enum ps_status status =
+        hparam_layers_u32(gguf, arch, "rope.dimension_sections", true, N_SECTIONS, sections, err);
+    if (status != PS_OK)
+        return status;
+    for (uint32_t i = 0; i < N_SECTIONS; i++) {
+        if (sections[i] > MAX_SECTION)
+            return ps_error_set(err, PS_ERR_FORMAT, "%s.rope.dimension_sections: %u is out of range", arch,
+                                sections[i]);
+        rope->section_pairs += sections[i];
+    }
+    memcpy(rope->section, sections, sizeof(rope->section));
+    return PS_OK;
+}
+
 /* ---- the whole ---- */
 
 static enum ps_status read_sizes(struct hparams *hp, const struct gguf *gguf, const char *arch,
@@ -470,9 +502,9 @@ static enum ps_status read_sizes(struct hparams *hp, const struct gguf *gguf, co
         (status = hparam_u32(gguf, arch, "embedding_length", true, &hp->n_embd, err)) != PS_OK ||
         (status = hparam_u32(gguf, arch, "context_length", true, &hp->n_ctx_train, err)) != PS_OK)
         return status;
-    if (hp->n_layers == 0 || hp->n_layers > MAX_LAYERS)
+    if (hp->n_layers == 0 || hp->n_layers > MAX_MODEL_LAYERS)
         return ps_error_set(err, PS_ERR_FORMAT, "%s.block_count: %u is not within 1..%d", arch, hp->n_layers,
-                            MAX_LAYERS);
+                            MAX_MODEL_LAYERS);
     if (hp->n_nextn >= hp->n_layers)
         return ps_error_set(err, PS_ERR_FORMAT, "%s.nextn_predict_layers: %u of %u layers", arch, hp->n_nextn,
                             hp->n_layers);
@@ -502,6 +534,9 @@ static enum ps_status check_layer(const struct hparams *hp, const char *arch, ui
         return ps_error_set(err, PS_ERR_FORMAT, "%s: layer %u: heads or widths are out of range", arch, il);
     if (layer->recurrent || layer->n_kv_head == 0)
         return PS_OK;
+    if (layer->index_dim > MAX_HEAD)
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.attention.indexer.key_length: %u is out of range", arch,
+                            layer->index_dim);
     if (layer->n_head == 0)
         return ps_error_set(err, PS_ERR_FORMAT, "%s.attention.head_count: %u is out of range", arch,
                             layer->n_head);

@@ -13,6 +13,7 @@ struct arch;
 enum {
     MAX_ROPES = 2, /* kinds of rotation in one model, such as of windowed and of other layers */
     MAX_EXPERT_GROUPS = 256,
+    MAX_MODEL_LAYERS = 1024,
 };
 
 /* Metadata "expert_gating_func", numbered as llama.cpp does. */
@@ -33,6 +34,10 @@ struct rope_hparams {
     float freq_base, freq_scale, ext_factor, attn_factor;
     uint32_t ctx_orig;
     bool factors; /* divided by rope_freqs.weight, where the file has it */
+    /* Of interleaved sections: pair i of each section_pairs belongs to axis i % 3 while below 3 * section[axis]; pairs of none are
+     * not rotated. A text's positions are the same along all three axes. 0: no sections, all are rotated. */
+    uint32_t section_pairs;
+    uint32_t section[3];
 };
 
 /* What may differ between layers. */
@@ -46,7 +51,13 @@ struct layer_hparams {
     uint32_t rope;         /* which of hparams.rope */
     bool no_rope;          /* q and k are not rotated */
     bool v_in_k;           /* values are the first head_dim_v of the key: nothing else is cached */
-    uint32_t index_dim;    /* one more cached row per token, for choosing cells; 0: none */
+    uint32_t index_dim;    /* one more cached row per token, or per block, for choosing cells; 0: none */
+    uint32_t block;        /* tokens of a block; 0: nothing is kept per block */
+    bool index_by_cell;    /* index rows are kept per token even so, and each head of keys chooses blocks */
+    bool compressed;       /* one more key per block, which stays where a window has left the block behind */
+    uint32_t most_chosen;  /* cells of a full layer, or compressed blocks, that a token sees; 0: all */
+    bool ngrams;           /* adds embeddings of n-grams before its attention */
+    bool experts_by_token; /* the token id says which experts are used */
     uint64_t state_floats; /* recurrent state of a sequence, zero at its start */
     uint32_t n_ff;         /* dense FFN */
     float swiglu_limit, shared_swiglu_limit; /* 0: none */
@@ -64,13 +75,33 @@ struct mla_hparams {
  * take what the last one before them has chosen. */
 struct index_hparams {
     uint32_t n_head, head_dim; /* head_dim: layer_hparams.index_dim */
-    uint32_t top_k;            /* cells that a token attends to; 0: all */
+    uint32_t top_k;            /* cells that a token attends to; 0: all, or layer_hparams.most_chosen */
+    uint32_t last_blocks;      /* of blocks: that are always chosen, the token's own among them */
 };
 
 /* State-space and linear attention layers; which fields are used depends on the family. */
 struct ssm_hparams {
     uint32_t conv_kernel; /* taps */
     uint32_t inner_size, state_size, group_count, time_step_rank;
+};
+
+/* Several residual streams, mixed before and after each branch. */
+struct hyper_hparams {
+    float eps;           /* DeepSeek-V4: */
+    uint32_t iterations; /* of the normalization of rows and columns */
+    uint32_t low_rank;   /* Qwen4-Exp: of the gates */
+};
+
+/* Embeddings of the last tokens by hashing (Qwen4-Exp): a head per row that a token looks up. */
+enum { MAX_NGRAM = 8, MAX_NGRAM_HEADS = 64 };
+struct ngram_hparams {
+    uint32_t size;    /* tokens of the longest n-gram; 0: the model has none */
+    uint32_t n_heads; /* so many for each length from 2 to size, which heads_per_ngram says */
+    uint32_t heads_per_ngram;
+    uint32_t head_dim, taps, end_token;
+    uint64_t n_rows; /* of the table */
+    uint64_t multiplier[MAX_NGRAM];
+    uint64_t offset[MAX_NGRAM_HEADS], modulus[MAX_NGRAM_HEADS]; /* each head's rows */
 };
 
 struct hparams {
@@ -108,7 +139,12 @@ struct hparams {
     struct mla_hparams mla;
     struct index_hparams index;
     struct ssm_hparams ssm;
-    uint32_t mixer_floats; /* per token: room that the family's blocks want in scratch.mixer */
+    struct hyper_hparams hyper;
+    struct ngram_hparams ngram;
+    uint32_t n_out_groups,
+        out_rank;              /* the output projection in two steps, the first one by groups of heads */
+    uint32_t widest_mixer_row; /* that a block has rounded, beside the inputs of trunk matrices */
+    uint32_t mixer_floats;     /* per token: room that the family's blocks want in scratch.mixer */
 };
 
 /* A side of a tensor, or another size that follows from the numbers of a layer. */
@@ -126,6 +162,9 @@ enum ps_status hparam_factor(const struct gguf *gguf, const char *arch, const ch
                              struct ps_error *err);
 enum ps_status hparam_bool(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                            bool *out, struct ps_error *err);
+/* A required number that is a size: within 1 .. 2^20. */
+enum ps_status hparam_size(const struct gguf *gguf, const char *arch, const char *suffix, uint32_t *out,
+                           struct ps_error *err);
 /* A number per layer: an array of at least n_layers, or one number for all. Absent ones keep out[], or the field of
  * struct layer_hparams at that offset. */
 enum ps_status hparam_layers_u32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
@@ -146,6 +185,9 @@ enum ps_status hparams_windows(struct hparams *hp, const struct gguf *gguf, cons
     "attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa",                    \
         "rope.dimension_count_swa", "attention.key_length_swa", "attention.value_length_swa"
 
+/* Interleaved sections of rope 0, from the key rope.dimension_sections. For a family's hparams function. */
+enum ps_status hparams_rope_sections(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                                     struct ps_error *err);
 /* Latent attention, in all layers with attention that are not recurrent: hp->mla, the layers' heads as the cache has them, the
  * scale of attention with YaRN, room in scratch.mixer; whether the tensors for it are there. Files from before attn_kv_b was
  * split have no head sizes of their own for it: their keys and values are cached per head. For a family's hparams function.

@@ -18,6 +18,16 @@ static bool has_cells(const struct layer_hparams *l)
     return !l->recurrent && l->n_kv_head > 0;
 }
 
+static uint64_t index_bytes(const struct layer_hparams *l, enum kv_type type)
+{
+    return l->index_dim ? kv_row_bytes(type, l->index_dim) : 0;
+}
+
+static bool index_by_block(const struct layer_hparams *l)
+{
+    return l->block && !l->index_by_cell;
+}
+
 /* Rows of all heads for one position. */
 static uint64_t cell_bytes(const struct layer_hparams *l, enum kv_type type)
 {
@@ -25,8 +35,16 @@ static uint64_t cell_bytes(const struct layer_hparams *l, enum kv_type type)
         return 0;
     uint64_t k = kv_row_bytes(type, l->head_dim_k);
     uint64_t v = l->v_in_k ? 0 : kv_row_bytes(type, l->head_dim_v);
-    uint64_t index = l->index_dim ? kv_row_bytes(type, l->index_dim) : 0;
-    return l->n_kv_head * (k + v) + index;
+    return l->n_kv_head * (k + v) + (index_by_block(l) ? 0 : index_bytes(l, type));
+}
+
+/* Rows of one block. */
+static uint64_t block_bytes(const struct layer_hparams *l, enum kv_type type)
+{
+    if (!has_cells(l) || !l->block)
+        return 0;
+    return (index_by_block(l) ? index_bytes(l, type) : 0) +
+           (l->compressed ? kv_row_bytes(type, l->head_dim_k) : 0);
 }
 
 static uint32_t window_step(const struct layer_hparams *l)
@@ -46,8 +64,11 @@ static uint32_t layer_cells(const struct layer_hparams *l, uint32_t ctx, uint32_
 uint64_t kv_token_bytes(const struct hparams *hp, enum kv_type type)
 {
     uint64_t bytes = 0;
-    for (uint32_t il = 0; il < hp->n_layers; il++)
-        bytes += hp->layer[il].window == 0 ? cell_bytes(&hp->layer[il], type) : 0;
+    for (uint32_t il = 0; il < hp->n_layers; il++) {
+        const struct layer_hparams *l = &hp->layer[il];
+        bytes += l->window == 0 ? cell_bytes(l, type) : 0;
+        bytes += l->block ? (block_bytes(l, type) + l->block - 1) / l->block : 0;
+    }
     return bytes;
 }
 
@@ -72,17 +93,23 @@ static uint64_t lay_out(struct kv_layer *layer, const struct layer_hparams *l, e
         layer->step = window_step(l);
         layer->k_row = kv_row_bytes(type, l->head_dim_k);
         layer->v_row = l->v_in_k ? 0 : kv_row_bytes(type, l->head_dim_v);
-        layer->index_row = l->index_dim ? kv_row_bytes(type, l->index_dim) : 0;
+        layer->index_row = index_bytes(l, type);
+        layer->block = l->block;
+        layer->block_row = l->block && l->compressed ? layer->k_row : 0;
     }
+    uint64_t n_blocks = layer->block ? ctx / layer->block : 0;
     uint64_t heads = (uint64_t)layer->n_kv_head * layer->cells;
     uint64_t v = round_up(heads * layer->k_row, LINE);
     uint64_t index = v + round_up(heads * layer->v_row, LINE);
-    uint64_t state = index + round_up(layer->cells * layer->index_row, LINE);
+    uint64_t blocks =
+        index + round_up((index_by_block(l) ? n_blocks : layer->cells) * layer->index_row, LINE);
+    uint64_t state = blocks + round_up(n_blocks * layer->block_row, LINE);
     uint64_t end = state + round_up(layer->state_floats * sizeof(float), LINE);
     if (base) {
         layer->k = base;
         layer->v = l->v_in_k ? base : base + v;
         layer->index = base + index;
+        layer->blocks = base + blocks;
         layer->state = (float *)(void *)(base + state);
     }
     if (l->v_in_k)
@@ -146,7 +173,7 @@ static void make_room(struct kv_layer *layer, uint32_t n_used, uint32_t n)
     move_rows(layer->k, layer->n_kv_head, layer->cells, layer->k_row, from, left);
     if (layer->v != layer->k)
         move_rows(layer->v, layer->n_kv_head, layer->cells, layer->v_row, from, left);
-    if (layer->index_row > 0)
+    if (layer->index_row > 0 && layer->block == 0)
         move_rows(layer->index, 1, layer->cells, layer->index_row, from, left);
     layer->first = first;
 }
@@ -164,6 +191,17 @@ static void clear(struct kv_cache *kv)
         if (kv->layers[il].state_floats > 0)
             memset(kv->layers[il].state, 0, kv->layers[il].state_floats * sizeof(float));
     }
+}
+
+void kv_cache_chunk_failed(struct kv_cache *kv)
+{
+    bool ahead = false;
+    for (uint32_t il = 0; il < kv->n_layers; il++)
+        ahead = ahead || kv->layers[il].state_floats > 0;
+    if (!ahead)
+        return;
+    clear(kv);
+    kv->n_used = 0;
 }
 
 uint32_t kv_cache_truncate(struct kv_cache *kv, uint32_t n)

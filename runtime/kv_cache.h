@@ -1,5 +1,6 @@
 /* KV cache: what the layers keep of one sequence. Attention layers keep keys and values, per head, rows of consecutive
- * positions together; those with a sliding window only as many as it takes; recurrent layers a state of fixed size. */
+ * positions together; those with a sliding window only as many as it takes; recurrent layers a state of fixed size.
+ * Layers that work on blocks of tokens keep rows of those, too, for the whole sequence. */
 #ifndef PENSTOCK_RUNTIME_KV_CACHE_H
 #define PENSTOCK_RUNTIME_KV_CACHE_H
 
@@ -16,9 +17,12 @@ struct kv_layer {
     uint32_t window;     /* 0: none */
     uint32_t step;       /* first moves in multiples of it, so that it leaves no trace in the result */
     size_t k_row, v_row; /* bytes of one head's row; v_row 0: values lie in the keys */
-    size_t index_row;    /* bytes of the row beside them; 0: none */
+    size_t index_row;    /* bytes of the row beside them, or of a block's; 0: none */
+    uint32_t block;      /* tokens of a block; 0: index rows belong to cells */
+    size_t block_row;    /* bytes of a block's compressed key; 0: none */
     uint8_t *k, *v;      /* [n_kv_head][cells] rows; v may be k */
-    uint8_t *index;      /* [cells] rows */
+    uint8_t *index;      /* [cells], or [ctx / block] rows */
+    uint8_t *blocks;     /* [ctx / block] rows */
     float *state;        /* [state_floats] */
     uint64_t state_floats;
 };
@@ -50,6 +54,8 @@ void kv_cache_make_room(struct kv_cache *kv, uint32_t n);
 /* Forgets tokens from the end until at most n are left: n, or 0 where a window or a state can not go back to n. Returns
  * how many are left. */
 uint32_t kv_cache_truncate(struct kv_cache *kv, uint32_t n);
+/* After a chunk that failed among the layers: forgets the whole sequence where recurrent layers are ahead of the others. */
+void kv_cache_chunk_failed(struct kv_cache *kv);
 
 /* Rows of a position that is in the cache, and of the first position that is. */
 static inline uint8_t *kv_cache_k(const struct kv_layer *layer, uint32_t head, uint32_t position)

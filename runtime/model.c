@@ -153,6 +153,7 @@ static void choose_kernels(struct ps_model *model)
     model->matmul = matmul_kernels_get(level);
     model->ops = vector_ops_get(level);
     model->attention = attention_kernels_get(level);
+    model->recurrence = recurrence_kernels_get(level);
 }
 
 uint64_t ps_model_fingerprint(const struct ps_model *model)

@@ -4,6 +4,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/matmul.h"
+#include "kernels/recurrence.h"
 #include "kernels/thread_pool.h"
 #include "kernels/vector_ops.h"
 #include "runtime/arch.h"
@@ -34,6 +35,13 @@ struct trunk;
 struct predictor;
 struct ps_session;
 
+/* A matrix that stays in the file. */
+struct stored_rows {
+    uint32_t file;
+    uint64_t offset;
+    struct weight rows; /* data NULL; format NULL: the model has none */
+};
+
 struct ps_model {
     struct gguf *gguf;
     const struct arch *arch;
@@ -42,9 +50,10 @@ struct ps_model {
     struct vocab *vocab;
     struct weight global[GT_COUNT];
     struct tensor_group global_group;
-    struct layer *layers;  /* [hp.n_layers] */
-    uint64_t widest_input; /* values in a row that some trunk matrix multiplies, FFN hidden rows aside */
-    uint32_t act_mask;     /* bit per enum act_type that some weight of the model wants */
+    struct stored_rows stored; /* GT_LAYER_EMBD where it is not in memory */
+    struct layer *layers;      /* [hp.n_layers] */
+    uint64_t widest_input;     /* values in a row that some trunk matrix multiplies, FFN hidden rows aside */
+    uint32_t act_mask;         /* bit per enum act_type that some weight of the model wants */
     uint32_t n_moe_layers;
     struct ps_model_info info;
     char *name;
@@ -56,6 +65,7 @@ struct ps_model {
     const struct matmul_kernels *matmul;
     const struct vector_ops *ops;
     const struct attention_kernels *attention;
+    const struct recurrence_kernels *recurrence;
     struct thread_pool *pool;
     char threads_reason[80]; /* why it has so many threads */
     struct io_reader *reader;

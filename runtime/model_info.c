@@ -45,6 +45,13 @@ static void fill_formats(const struct ps_model *model, struct ps_model_info *inf
     }
 }
 
+/* A table of which a token reads few rows. */
+static bool is_stored(const struct ps_model *model, const struct gguf_tensor *tensor)
+{
+    const struct stored_rows *stored = &model->stored;
+    return stored->rows.format && stored->file == tensor->file && stored->offset == tensor->offset;
+}
+
 static void fill_sizes(const struct ps_model *model, struct ps_model_info *info)
 {
     uint64_t expert_params = 0;
@@ -57,7 +64,7 @@ static void fill_sizes(const struct ps_model *model, struct ps_model_info *info)
             info->expert_bytes += tensor->bytes;
         } else if (model_skips_tensor(model, tensor->name)) {
             skipped_params += n_values(tensor);
-        } else {
+        } else if (!is_stored(model, tensor)) {
             info->trunk_bytes += tensor->bytes;
         }
     }
@@ -68,6 +75,9 @@ static void fill_sizes(const struct ps_model *model, struct ps_model_info *info)
     const struct weight *embd = &model->global[GT_TOKEN_EMBD];
     if (gguf_tensor_find(model->gguf, "output.weight"))
         info->n_params_active -= (embd->n_rows - 1) * embd->n_cols;
+    const struct weight *stored = &model->stored.rows;
+    if (stored->format)
+        info->n_params_active -= (stored->n_rows - model->hp.ngram.n_heads) * stored->n_cols;
     for (uint32_t i = 0; i < gguf_n_files(model->gguf); i++)
         info->file_bytes += gguf_file_size(model->gguf, i);
 }

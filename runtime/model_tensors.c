@@ -25,6 +25,9 @@ enum {
     MIN_MATRIX_COLS = 32
 }; /* rows that no block format is made for: small tensors, which are used as they are */
 
+/* Integers are no weights: nothing multiplies them. */
+static const struct block_format IDS = {.type = 26, .name = "I32", .values = 1, .bytes = 4, .act = ACT_F32};
+
 static enum ps_status make_weight(const struct ps_model *model, const struct gguf_tensor *tensor,
                                   const struct tensor_rule *rule, const struct layer_hparams *l,
                                   struct weight *w, struct ps_error *err)
@@ -40,11 +43,16 @@ static enum ps_status make_weight(const struct ps_model *model, const struct ggu
                             (unsigned long long)tensor->dims[1], (unsigned long long)tensor->dims[2],
                             (unsigned long long)tensor->dims[3], (unsigned long long)cols,
                             (unsigned long long)rows, (unsigned long long)slices);
-    const struct block_format *format;
-    enum ps_status status = find_format(tensor->name, tensor->type, &format, err);
+    const struct block_format *format = &IDS;
+    bool ids = rule->need & HOLDS_IDS;
+    if (ids != (tensor->type == IDS.type))
+        return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: %s is not supported here", tensor->name,
+                            type_name(tensor->type));
+    enum ps_status status = ids ? PS_OK : find_format(tensor->name, tensor->type, &format, err);
     if (status != PS_OK)
         return status;
-    if ((rule->rows == dim_one || cols < MIN_MATRIX_COLS) && tensor->type != BLOCK_F32)
+    bool small = (rule->rows == dim_one || cols < MIN_MATRIX_COLS) && !(rule->need & IS_MATRIX);
+    if (!ids && small && tensor->type != BLOCK_F32)
         return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: a vector in %s is not supported, only f32",
                             tensor->name, format->name);
     *w = (struct weight){.format = format,
@@ -75,14 +83,22 @@ static unsigned layer_kinds(const struct layer_hparams *l, bool moe)
     return (moe ? NEED_IN_MOE : 0u) | (!moe && l->n_ff > 0 ? NEED_IN_DENSE : 0u) |
            (l->recurrent ? NEED_IN_RECURRENT : 0u) | (attends ? NEED_IN_ATTENTION : 0u) |
            (attends && l->window > 0 ? NEED_IN_WINDOWED : 0u) |
-           (attends && l->window == 0 ? NEED_IN_FULL : 0u);
+           (attends && l->window == 0 ? NEED_IN_FULL : 0u) |
+           (attends && l->compressed ? NEED_IN_COMPRESSED : 0u) |
+           (attends && l->index_dim > 0 ? NEED_IN_INDEXED : 0u) | (l->ngrams ? NEED_IN_NGRAMS : 0u) |
+           (l->experts_by_token ? NEED_IN_BY_TOKEN : NEED_IN_ROUTED);
 }
 
 /* Whether the layer is of a kind that the rule names. */
 static bool applies(unsigned need, unsigned is)
 {
-    static const unsigned lines[] = {NEED_IN_MOE | NEED_IN_DENSE, NEED_IN_ATTENTION | NEED_IN_RECURRENT,
-                                     NEED_IN_WINDOWED | NEED_IN_FULL};
+    static const unsigned lines[] = {NEED_IN_MOE | NEED_IN_DENSE,
+                                     NEED_IN_ATTENTION | NEED_IN_RECURRENT,
+                                     NEED_IN_WINDOWED | NEED_IN_FULL,
+                                     NEED_IN_COMPRESSED,
+                                     NEED_IN_INDEXED,
+                                     NEED_IN_NGRAMS,
+                                     NEED_IN_BY_TOKEN | NEED_IN_ROUTED};
     for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
         if ((need & lines[i]) && !(need & is & lines[i]))
             return false;
@@ -112,6 +128,10 @@ static enum ps_status bind_rule(struct binding *binding, struct group_place *pla
     model->act_mask |= 1u << w->format->act;
     uint32_t index = (uint32_t)(tensor - gguf_tensor_at(model->gguf, 0));
     binding->claimed[index] = true;
+    if (rule->need & STAYS_IN_FILE) {
+        model->stored = (struct stored_rows){.file = tensor->file, .offset = tensor->offset, .rows = *w};
+        return PS_OK;
+    }
     group->id[group->n] = rule->id;
     place->indices[group->n++] = index;
     return PS_OK;

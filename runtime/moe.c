@@ -285,13 +285,15 @@ enum ps_status block_moe(struct forward *f, uint32_t layer, const struct moe_opt
     }
     struct acts acts = acts_of(f, f->s.normed, hp->n_embd, f->n_tokens, hp->n_embd);
     struct acts apart = acts_of(f, options->router_input, hp->n_embd, f->n_tokens, hp->n_embd);
-    route(f, layer, options->router_input ? &apart : &acts);
+    enum ps_status status = route(f, layer, options->router_input ? &apart : &acts, err);
+    if (status != PS_OK)
+        return status;
     step_part_done(&f->parts, PS_PART_ROUTER);
     if (f->model->predictor)
         predictor_observe(f->model->predictor, f, layer);
     if (lossy_choose(f, layer))
         weigh_again(f);
-    enum ps_status status = stream_experts(f, layer, options, &acts, err);
+    status = stream_experts(f, layer, options, &acts, err);
     if (status != PS_OK)
         return status;
     step_part_done(&f->parts, PS_PART_OTHER);

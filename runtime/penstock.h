@@ -184,8 +184,8 @@ struct ps_session;
 
 enum ps_status ps_session_new(struct ps_session **out, struct ps_model *model, struct ps_error *err);
 void ps_session_free(struct ps_session *session);
-/* Appends tokens and computes them, in chunks. On failure the session keeps the chunks that were finished:
- * ps_session_position() says how many tokens it holds. PS_ERR_CONTEXT: they do not fit; PS_ERR_ARGUMENT: a token id out
+/* Appends tokens and computes them, in chunks. On failure the session keeps the chunks that were finished, or none where
+ * recurrent layers were in the middle of one: ps_session_position() says how many tokens it holds. PS_ERR_CONTEXT: they do not fit; PS_ERR_ARGUMENT: a token id out
  * of range; PS_ERR_IO; PS_ERR_CANCELLED. */
 enum ps_status ps_session_feed(struct ps_session *session, const int32_t *tokens, size_t n_tokens,
                                struct ps_error *err);

@@ -53,6 +53,11 @@ static void score(const struct ps_model *model, float *logits)
     }
 }
 
+static const int32_t *experts_of_token(const struct weight *by_token, int32_t token)
+{
+    return (const int32_t *)by_token->data + (size_t)token * by_token->n_cols;
+}
+
 /* Experts outside of the best groups are out of the choice. A group counts as the sum of its two best experts (DeepSeek-V3,
  * arXiv:2412.19437). */
 static void keep_groups(const struct hparams *hp, float *preference)
@@ -77,8 +82,25 @@ static void keep_groups(const struct hparams *hp, float *preference)
 }
 
 struct route_args {
-    const float *select_bias; /* NULL: none */
+    const float *select_bias;      /* NULL: none */
+    const struct weight *by_token; /* experts of each token id; NULL: by score */
 };
+
+/* The experts of a token id, those with the best scores where fewer are to be used. */
+static void choose_by_token(struct forward *f, uint32_t token, const struct weight *by_token)
+{
+    const struct hparams *hp = &f->model->hp;
+    uint32_t k = f->model->params.top_k;
+    const float *scores = f->s.router + (size_t)token * hp->n_expert;
+    float *of_listed = f->s.preference + (size_t)token * hp->n_expert;
+    uint32_t *chosen = f->s.chosen + (size_t)token * k;
+    const int32_t *listed = experts_of_token(by_token, f->tokens[token]);
+    for (uint32_t i = 0; i < by_token->n_cols; i++)
+        of_listed[i] = scores[listed[i]];
+    top_k(chosen, k, of_listed, (uint32_t)by_token->n_cols);
+    for (uint32_t i = 0; i < k; i++)
+        chosen[i] = (uint32_t)listed[chosen[i]];
+}
 
 /* Router logits of one token -> its experts and weights, best first. */
 static void route_token(struct forward *f, uint32_t token, void *arg)
@@ -90,6 +112,11 @@ static void route_token(struct forward *f, uint32_t token, void *arg)
     const float *preference = scores;
     float *biased = f->s.preference + (size_t)token * hp->n_expert;
     score(f->model, scores);
+    if (a->by_token) {
+        choose_by_token(f, token, a->by_token);
+        weigh_token(f, token, NULL);
+        return;
+    }
     if (a->select_bias || hp->n_expert_groups > 1) {
         memcpy(biased, scores, hp->n_expert * sizeof(*biased));
         if (a->select_bias)
@@ -102,17 +129,38 @@ static void route_token(struct forward *f, uint32_t token, void *arg)
     weigh_token(f, token, NULL);
 }
 
-void route(struct forward *f, uint32_t layer, struct acts *acts)
+static enum ps_status check_by_token(const struct forward *f, uint32_t layer, const struct weight *by_token,
+                                     struct ps_error *err)
+{
+    for (uint32_t t = 0; t < f->n_tokens; t++) {
+        const int32_t *ids = experts_of_token(by_token, f->tokens[t]);
+        for (uint32_t i = 0; i < by_token->n_cols; i++) {
+            if (ids[i] < 0 || (uint32_t)ids[i] >= f->model->hp.n_expert)
+                return ps_error_set(err, PS_ERR_FORMAT, "blk.%u: token %d goes to expert %d, of %u", layer,
+                                    f->tokens[t], ids[i], f->model->hp.n_expert);
+        }
+    }
+    return PS_OK;
+}
+
+enum ps_status route(struct forward *f, uint32_t layer, struct acts *acts, struct ps_error *err)
 {
     const struct weight *w = f->model->layers[layer].w;
     struct matmul_job job = chunk_job(f, acts, &w[LT_ROUTER], &w[LT_ROUTER_BIAS], f->s.router);
     run_matmuls(f, &job, 1);
     struct route_args args = {.select_bias = w[LT_SELECT_BIAS].format ? w[LT_SELECT_BIAS].data : NULL};
+    if (w[LT_TOKEN_EXPERTS].format) {
+        enum ps_status status = check_by_token(f, layer, &w[LT_TOKEN_EXPERTS], err);
+        if (status != PS_OK)
+            return status;
+        args.by_token = &w[LT_TOKEN_EXPERTS];
+    }
     for_each_token(f, route_token, &args);
     if (f->on_router)
         f->on_router(f->router_ctx, f->moe_layer, f->position, f->n_tokens, f->model->params.top_k,
                      f->s.chosen, f->s.weights);
     f->moe_layer++;
+    return PS_OK;
 }
 
 /* Softmax keeps the order of logits, which spread better than probabilities. */

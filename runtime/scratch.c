@@ -1,5 +1,7 @@
 #include "runtime/scratch.h"
 
+#include "runtime/stored_rows.h"
+
 struct bump {
     uint8_t *base; /* NULL while measuring */
     uint64_t used; /* bytes */
@@ -96,6 +98,62 @@ static void take_attention_work(struct scratch *s, struct bump *bump, const stru
     s->attention_partials = take_floats(bump, partials);
 }
 
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+uint32_t gathered_cells(const struct layer_hparams *l, uint32_t ctx)
+{
+    if (l->compressed) {
+        uint32_t n_blocks = ctx / l->block;
+        return min_u32(l->window, ctx) + (l->most_chosen ? min_u32(l->most_chosen, n_blocks) : n_blocks);
+    }
+    return min_u32(l->most_chosen, ctx);
+}
+
+/* The most that any layer's shape asks for, for one slot. */
+static void size_gathering(struct scratch *s, const struct hparams *hp, enum kv_type kv, uint32_t ctx)
+{
+    for (uint32_t il = 0; il < hp->n_layers; il++) {
+        const struct layer_hparams *l = &hp->layer[il];
+        uint64_t cells = gathered_cells(l, ctx);
+        if (cells == 0)
+            continue;
+        uint64_t row = kv_row_bytes(kv, l->head_dim_k) + (l->v_in_k ? 0 : kv_row_bytes(kv, l->head_dim_v));
+        struct attention_args args = {.n_tokens = 1,
+                                      .n_head = l->n_head,
+                                      .n_kv_head = l->n_kv_head,
+                                      .head_dim_k = l->head_dim_k,
+                                      .head_dim_v = l->head_dim_v};
+        s->rows_bytes = max_u64(s->rows_bytes, l->n_kv_head * cells * row);
+        s->rows_partial_floats = max_u64(s->rows_partial_floats, attention_partial_floats(&args, cells));
+        uint64_t blocks = (l->index_by_cell ? l->n_kv_head : 1ull) * (ctx / l->block);
+        s->chosen_block_ids = max_u64(s->chosen_block_ids, blocks);
+        if (l->index_dim > 0)
+            s->block_score_floats = max_u64(s->block_score_floats, blocks);
+    }
+}
+
+static void take_gathering(struct scratch *s, struct bump *bump, const struct hparams *hp, enum kv_type kv,
+                           uint64_t T, uint32_t threads, uint32_t ctx)
+{
+    enum { BYTES = 8 << 20 }; /* of all slots: enough tokens to keep threads busy */
+    size_gathering(s, hp, kv, ctx);
+    if (s->rows_bytes == 0)
+        return;
+    uint64_t slot = s->rows_bytes + s->block_score_floats * sizeof(*s->block_scores) +
+                    s->chosen_block_ids * sizeof(*s->chosen_blocks);
+    uint64_t slots = BYTES / slot > 0 ? BYTES / slot : 1;
+    slots = slots < MAX_GATHER_SLOTS ? slots : MAX_GATHER_SLOTS;
+    s->gather_slots = (uint32_t)(slots < T ? slots : T);
+    s->slot_rows = take(bump, s->gather_slots * s->rows_bytes);
+    s->rows_partials = take_floats(bump, s->gather_slots * s->rows_partial_floats);
+    s->block_scores = take_floats(bump, s->gather_slots * s->block_score_floats);
+    s->chosen_blocks = take(bump, s->gather_slots * s->chosen_block_ids * sizeof(*s->chosen_blocks));
+    s->block_tiles = take_floats(bump, (uint64_t)threads * hp->index.n_head * BLOCK_TILE);
+}
+
 /* Nothing where the whole context fits into the choice. */
 static void take_index(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T,
                        uint32_t threads, uint32_t ctx)
@@ -171,7 +229,10 @@ uint64_t scratch_layout(struct scratch *s, uint8_t *base, const struct ps_model 
     s->branch = take_floats(&bump, T * hp->n_embd);
     s->hidden = take_floats(&bump, T * hp->n_embd);
     take_attention(s, &bump, model, T, threads, params->ctx);
-    uint64_t widest = max_u64(hp->n_embd, model->widest_input);
+    take_gathering(s, &bump, hp, (enum kv_type)params->kv, T, threads, params->ctx);
+    uint64_t stored = stored_rows_buffer(&model->stored);
+    s->stored = stored > 0 ? take(&bump, stored) : NULL;
+    uint64_t widest = max_u64(max_u64(hp->n_embd, model->widest_input), hp->widest_mixer_row);
     for (int type = 0; type < ACT_N_TYPES; type++)
         s->rounded[type] =
             types >> type & 1 ? take(&bump, T * rounded_row((enum act_type)type, widest)) : NULL;

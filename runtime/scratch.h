@@ -12,6 +12,8 @@ enum {
     FFN_TILE_ROWS = 256, /* hidden rows per work item; a multiple of every activation block */
     FFN_STRIP_ROWS = 32, /* of them multiplied at a time with more than FFN_FEW_TOKENS tokens */
     FFN_FEW_TOKENS = 64,
+    BLOCK_TILE = 256, /* blocks per work item of the index */
+    MAX_GATHER_SLOTS = 16,
     INDEX_TOKENS = 8, /* that share loads of keys when cells are chosen */
     INDEX_CELLS = 64, /* per work item */
 };
@@ -60,6 +62,17 @@ struct scratch {
     size_t index_tile_floats; /* per thread */
     uint8_t *gathered;        /* [index.top_k] rows of keys */
 
+    /* Attention over rows that differ from token to token, for a few tokens (slots) at a time; sizes are of one slot. */
+    uint32_t gather_slots;
+    size_t rows_bytes, rows_partial_floats, block_score_floats, chosen_block_ids;
+    uint8_t *slot_rows;   /* keys, then values */
+    float *rows_partials; /* as attention_partials */
+    float *block_scores;  /* of blocks */
+    uint32_t *chosen_blocks;
+    float *block_tiles; /* per thread: [index heads][BLOCK_TILE] */
+
+    uint8_t *stored; /* stored_rows_buffer; NULL: the model keeps all weights in memory */
+
     float
         *router; /* [T][n_expert] scores, after route(): probabilities or the like, without selection bias */
     float *preference;      /* [T][n_expert] by which experts are chosen, where that differs from scores */
@@ -77,6 +90,9 @@ struct scratch {
     uint8_t *expert_hidden;       /* [P] rows of activations of width n_ff_expert */
     float *expert_out;            /* [P][E] in expert order */
 };
+
+/* Most cells that a token of a layer that chooses them sees; 0: the layer does not. */
+uint32_t gathered_cells(const struct layer_hparams *l, uint32_t ctx);
 
 /* Lays out scratch for `chunk` tokens and `threads` threads from base (NULL: only measure); returns its bytes. */
 uint64_t scratch_layout(struct scratch *scratch, uint8_t *base, const struct ps_model *model,

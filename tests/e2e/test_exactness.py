@@ -14,9 +14,25 @@ AMPLE = ("--ram", "1G")
 PROMPT = "Once upon a time"
 
 
+def present(paths):
+    return [path for path in paths if os.path.exists(path)]
+
+
 def models():
     golden = [shared("golden", "base", "qwen3moe.gguf"), shared("golden", "quant", "qwen3moe-Q4_K_M.gguf")]
-    return [BUNDLED_MODEL] + [path for path in golden if os.path.exists(path)]
+    return [BUNDLED_MODEL] + present(golden)
+
+
+def models_with_blocks():
+    """Whose attention works on blocks of tokens, with what is left of a block carried from chunk to chunk."""
+    return present([shared("golden", "base", "deepseek4.gguf"), shared("golden", "base", "qwen4exp.gguf")])
+
+
+# Golden models whose layers are of kinds that the three above lack.
+FAMILIES = (
+    "qwen35moe",
+    "qwen3next",
+)
 
 
 def smallest_for_logits(model, *flags):
@@ -95,9 +111,40 @@ class Exactness(harness.TestCase):
                 with self.subTest(kv=kv, flags=" ".join(map(str, flags))):
                     self.assert_same_logits(self.logits(model, tokens, *base, *flags), expected)
 
+    def test_same_for_any_chunk_where_attention_works_on_blocks(self):
+        for model in models_with_blocks():
+            for n, kv in ((300, "f32"), (1400, "f16"), (700, "q8_0")):  # the windows move after 500 tokens or so
+                tokens = [(7 * i * i + 31 * i + 5) % 190 + 1 for i in range(n)]
+                base = ("--kv", kv, "--ctx", n)
+                expected = self.logits(model, tokens, *base, *AMPLE)
+                axis = [("--chunk", 1, "--threads", 2), ("--chunk", 7, "--threads", 1), ("--chunk", 64, "--threads", 3)]
+                axis += [("--chunk", 300, "--prefetch", "off"), ("--chunk", 5, "--ram", "6M"), ("--chunk", 129, "--cpu", "scalar")]
+                for flags in axis[: 2 if harness.is_slow() else len(axis)]:
+                    if "--cpu" in flags:
+                        expected = self.logits(model, tokens, *base, *AMPLE, "--cpu", "scalar")
+                    with self.subTest(model=os.path.basename(model), kv=kv, flags=" ".join(map(str, flags))):
+                        self.assert_same_logits(self.logits(model, tokens, *base, *flags), expected)
+
     def test_same_for_any_chunk_on_every_instruction_set(self):
         for level in harness.cpu_levels():
             self.assert_axis(*(("--chunk", n, "--threads", 3) for n in (1, 7)), base=("--cpu", level))
+
+    @harness.needs_shared("golden", "base")
+    def test_same_for_any_chunk_threads_and_prefetch_in_every_family(self):
+        for family in FAMILIES:
+            model = shared("golden", "base", family + ".gguf")
+            for level in harness.cpu_levels():
+                for base in (("--cpu", level), ("--cpu", level, "--activations", "f32")):
+                    expected = self.logits(model, TOKENS, *base, *AMPLE)
+                    for flags in self.family_axes(model, base):
+                        with self.subTest(model=family, flags=" ".join(map(str, (*base, *flags)))):
+                            self.assert_same_logits(self.logits(model, TOKENS, *base, *flags), expected)
+
+    def family_axes(self, model, base):
+        yield from (("--chunk", 1), ("--chunk", 7, "--threads", 2), ("--chunk", 64, "--threads", 1))
+        yield from (("--prefetch", "off"), ("--threads", 3, "--chunk", 3))
+        for flags in ((), ("--chunk", 1)):
+            yield (*flags, "--ram", smallest_for_logits(model, *base, *flags))
 
     def test_same_for_any_cache_policy(self):
         policies = harness.cache_policies()

@@ -14,12 +14,12 @@ import harness
 from harness import needs_shared, shared
 
 ARCHITECTURES = {
-    *("afmoe", "bailingmoe2", "cohere2moe", "deepseek2", "dots1", "ernie4_5-moe", "exaone-moe", "gemma4", "glm-dsa"),
+    *("afmoe", "bailingmoe2", "cohere2moe", "deepseek2", "deepseek4", "dots1", "ernie4_5-moe", "exaone-moe", "gemma4", "glm-dsa"),
     *("glm4moe", "gpt-oss", "granitemoe", "hunyuan-moe", "llama", "llama4", "mimo2", "minimax-m2", "mistral4", "olmoe"),
-    *("phimoe", "qwen2moe", "qwen3moe", "step35"),
+    *("phimoe", "qwen2moe", "qwen35moe", "qwen3moe", "qwen3next", "qwen4exp", "step35"),
 }
 TYPES = {
-    *("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("F32", "F16", "BF16", "I32", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("IQ4_NL", "IQ4_XS", "MXFP4", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0"),
 }
 
@@ -169,6 +169,21 @@ class Golden(harness.TestCase):
                     range(model["n_gen"]),
                 )
                 self.assertTrue(difference.within(model["tolerance"]["exact"]), str(difference))
+
+    @manifest_present
+    def test_longer_prompts_match(self):
+        for model in supported_models():
+            if "long" not in model["exact"]:
+                continue
+            long = model["exact"]["long"]
+            tokens = harness.ints(harness.read_bytes(shared("golden", long["tokens"])))
+            for level in harness.cpu_levels():
+                with self.subTest(model=model["id"], cpu=level):
+                    logits = harness.floats(self.logits(file_of(model), tokens, *EXACT, "--cpu", level))
+                    reference = harness.floats(harness.read_bytes(shared("golden", long["logits"])))
+                    self.assertEqual(len(logits), len(reference))
+                    difference = harness.Difference(logits, reference, model["n_vocab"], range(long["n"]))
+                    self.assertTrue(difference.within(model["tolerance"]["exact"]), str(difference))
 
     @manifest_present
     def test_split_sets_give_what_the_single_file_gives(self):

@@ -154,6 +154,31 @@ static void check_swiglu(const struct vector_ops *ops, size_t n)
     assert_same_bits(gate, out, n);
 }
 
+static void check_swiglu_clamp(const struct vector_ops *ops, size_t n)
+{
+    const float limit = 1.5f;
+    float gate[MAX_N] = {0};
+    float up[MAX_N] = {0};
+    float out[MAX_N] = {0};
+    fill(gate, n, -30.0f, 5.0f);
+    fill(up, n, -3.0f, 3.0f);
+    ops->swiglu_clamp(out, gate, up, limit, n);
+    for (size_t i = 0; i < n; i++) {
+        double g = fmin((double)gate[i], (double)limit);
+        double u = fmax(fmin((double)up[i], (double)limit), -(double)limit);
+        double expected = g / (1.0 + exp(-g)) * u;
+        assert_near((double)out[i], expected, fabs(expected) * 5e-7);
+    }
+    ops->swiglu_clamp(gate, gate, up, limit, n);
+    assert_same_bits(gate, out, n);
+}
+
+static void clamped_swiglu_matches_double_precision(void **state)
+{
+    (void)state;
+    at_each_level(check_swiglu_clamp);
+}
+
 static void swiglu_matches_double_precision(void **state)
 {
     (void)state;
@@ -255,6 +280,59 @@ static void swiglu_of_large_gates_saturates(void **state)
             assert_true(out[1] == 3000.0f);
             assert_true(out[2] == 0.0f);
             assert_true(out[3] == FLT_MAX / 2);
+        }
+    }
+}
+
+/* silu, softplus and exp, alone and in place, of short and of long vectors to the same bits. */
+static void check_exponentials(const struct vector_ops *ops, size_t n)
+{
+    float x[MAX_N] = {0};
+    float silu[MAX_N] = {0};
+    float softplus[MAX_N] = {0};
+    float exponential[MAX_N] = {0};
+    fill(x, n, -30.0f, 30.0f);
+    silu[n] = softplus[n] = exponential[n] = CANARY;
+    ops->silu(silu, x, n);
+    ops->softplus(softplus, x, n);
+    ops->exp(exponential, x, n);
+    for (size_t i = 0; i < n; i++) {
+        double v = (double)x[i];
+        double expected = v / (1.0 + exp(-v));
+        assert_near((double)silu[i], expected, fabs(expected) * 5e-7);
+        expected = fmax(v, 0.0) + log1p(exp(-fabs(v)));
+        assert_near((double)softplus[i], expected, expected * 3e-7);
+        assert_near((double)exponential[i], exp(v), exp(v) * 3e-7);
+        float one[3] = {x[i], x[i], x[i]};
+        ops->silu(one, one, 1);
+        ops->softplus(one + 1, one + 1, 1);
+        ops->exp(one + 2, one + 2, 1);
+        const float together[3] = {silu[i], softplus[i], exponential[i]};
+        assert_same_bits(one, together, 3);
+    }
+    assert_true(silu[n] == CANARY && softplus[n] == CANARY && exponential[n] == CANARY);
+}
+
+static void silu_softplus_and_exp_match_double_precision(void **state)
+{
+    (void)state;
+    at_each_level(check_exponentials);
+}
+
+static void exponentials_of_extremes_saturate(void **state)
+{
+    (void)state;
+    const float x[5] = {-1000.0f, 1000.0f, 0.0f, FLT_MAX, NAN};
+    for (enum cpu_level level = CPU_SCALAR; level < CPU_N_LEVELS; level++) {
+        if (cpu_level_available(level)) {
+            float out[5];
+            vector_ops_get(level)->softplus(out, x, 5);
+            assert_true(out[0] == 0.0f && out[1] == 1000.0f && out[3] == FLT_MAX && isnan(out[4]));
+            assert_near((double)out[2], log(2.0), 1e-7);
+            vector_ops_get(level)->exp(out, x, 5);
+            assert_true(out[0] == 0.0f && out[1] == INFINITY && out[2] == 1.0f && isnan(out[4]));
+            vector_ops_get(level)->silu(out, x, 5);
+            assert_true(out[0] == 0.0f && out[1] == 1000.0f && out[2] == 0.0f && isnan(out[4]));
         }
     }
 }
@@ -369,6 +447,11 @@ static void check_elementwise(const struct vector_ops *ops, size_t n)
     ops->axpy(out, a, 0.3f, n);
     for (size_t i = 0; i < n; i++) {
         assert_true(out[i] == fmaf(0.3f, a[i], b[i]));
+    }
+    memcpy(out, b, sizeof(out));
+    ops->axpy_relu(out, a, 0.3f, n);
+    for (size_t i = 0; i < n; i++) {
+        assert_true(out[i] == fmaf(0.3f, fmaxf(a[i], 0.0f), b[i]));
     }
 }
 
@@ -847,9 +930,12 @@ int main(void)
         cmocka_unit_test(rms_norm_matches_double_precision),
         cmocka_unit_test(rms_norm_of_a_long_row_keeps_its_precision),
         cmocka_unit_test(swiglu_matches_double_precision),
+        cmocka_unit_test(clamped_swiglu_matches_double_precision),
         cmocka_unit_test(activations_match_their_definitions),
         cmocka_unit_test(layer_norm_matches_double_precision),
         cmocka_unit_test(swiglu_of_large_gates_saturates),
+        cmocka_unit_test(silu_softplus_and_exp_match_double_precision),
+        cmocka_unit_test(exponentials_of_extremes_saturate),
         cmocka_unit_test(softmax_matches_double_precision),
         cmocka_unit_test(softmax_survives_infinities_and_nan),
         cmocka_unit_test(vector_exp_is_right_down_to_subnormals),

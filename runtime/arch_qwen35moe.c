@@ -1,0 +1,58 @@
+/* qwen35moe: as qwen3next, but for the order of key heads, separate products for beta and alpha, and a rotation in sections
+ * that are interleaved. */
+#include "runtime/arch.h"
+#include "runtime/forward.h"
+#include "runtime/recurrent.h"
+
+static const struct tensor_rule RULES[] = {
+    {LT_ATTN_NORM, "attn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
+    {LT_QKV, "attn_qkv.weight", dim_ssm_conv, dim_embd, NEED_IN_RECURRENT, NULL},
+    {LT_SSM_GATE, "attn_gate.weight", dim_ssm_inner, dim_embd, NEED_IN_RECURRENT, NULL},
+    {LT_SSM_BETA, "ssm_beta.weight", dim_ssm_heads, dim_embd, NEED_IN_RECURRENT, NULL},
+    {LT_SSM_ALPHA, "ssm_alpha.weight", dim_ssm_heads, dim_embd, NEED_IN_RECURRENT, NULL},
+    {LT_SSM_CONV, "ssm_conv1d.weight", dim_ssm_conv, dim_taps, NEED_IN_RECURRENT, NULL},
+    {LT_SSM_DT_BIAS, "ssm_dt.bias", dim_one, dim_ssm_heads, NEED_IN_RECURRENT, NULL},
+    {LT_SSM_A, "ssm_a", dim_one, dim_ssm_heads, NEED_IN_RECURRENT, NULL},
+    {LT_SSM_NORM, "ssm_norm.weight", dim_one, dim_ssm_head, NEED_IN_RECURRENT, NULL},
+    {LT_SSM_OUT, "ssm_out.weight", dim_embd, dim_ssm_inner, NEED_IN_RECURRENT, NULL},
+    {LT_Q, "attn_q.weight", dim_q_gated, dim_embd, NEED_IN_ATTENTION, NULL},
+    {LT_K, "attn_k.weight", dim_k, dim_embd, NEED_IN_ATTENTION, NULL},
+    {LT_V, "attn_v.weight", dim_v, dim_embd, NEED_IN_ATTENTION, NULL},
+    {LT_Q_NORM, "attn_q_norm.weight", dim_one, dim_head_k, NEED_IN_ATTENTION, NULL},
+    {LT_K_NORM, "attn_k_norm.weight", dim_one, dim_head_k, NEED_IN_ATTENTION, NULL},
+    {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_IN_ATTENTION, NULL},
+    {LT_FFN_NORM, "post_attention_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
+    {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_ALWAYS, NULL},
+    {LT_SHARED_ROUTER, "ffn_gate_inp_shexp.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
+    {LT_SHARED_GATE, "ffn_gate_shexp.weight", dim_shared_ff, dim_embd, NEED_ALWAYS, NULL},
+    {LT_SHARED_UP, "ffn_up_shexp.weight", dim_shared_ff, dim_embd, NEED_ALWAYS, NULL},
+    {LT_SHARED_DOWN, "ffn_down_shexp.weight", dim_embd, dim_shared_ff, NEED_ALWAYS, NULL},
+};
+
+static const char *const KNOWN_KEYS[] = {HPARAMS_DELTA_NET_KEYS, "rope.dimension_sections", NULL};
+
+static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struct ps_error *err)
+{
+    enum ps_status status = hparams_delta_net(hp, gguf, "qwen35moe", err);
+    return status == PS_OK ? hparams_rope_sections(hp, gguf, "qwen35moe", err) : status;
+}
+
+static enum ps_status layer(struct forward *f, uint32_t il, struct ps_error *err)
+{
+    if (layer_is_recurrent(f, il))
+        block_delta_net(f, il, &(struct delta_net_options){.tiled_keys = true});
+    else
+        block_attention(f, il, &(struct attention_options){.rope = ROPE_NEOX, .gate_in_q = true});
+    return block_ffn(f, il, FFN_SWIGLU, err);
+}
+
+const struct arch ARCH_QWEN35MOE = {
+    .name = "qwen35moe",
+    .layer_rules = RULES,
+    .n_layer_rules = sizeof(RULES) / sizeof(RULES[0]),
+    .known_keys = KNOWN_KEYS,
+    .renormalize = true,
+    .gates_attention = true,
+    .hparams = hparams,
+    .layer = layer,
+};
