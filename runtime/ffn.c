@@ -31,9 +31,9 @@ static void activate(const struct vector_ops *ops, const struct ffn_job *job, fl
         return;
     case FFN_SWIGLU_CLAMP:
         if (job->limit > 0.0f)
-            ops->swiglu_clamp(gate, gate, up, job->limit, n);
+            ops->swiglu_clamp(out, gate, up, job->limit, n);
         else
-            ops->swiglu(gate, gate, up, n);
+            ops->swiglu(out, gate, up, n);
         return;
     case FFN_SWIGLU_OAI:
         ops->swiglu_oai(out, gate, up, OAI_ALPHA, OAI_LIMIT, n);
@@ -133,6 +133,11 @@ void run_chunk_ffn(struct forward *f, struct acts *acts, struct ffn_job job, flo
     run_ffns(f, &job, 1);
 }
 
+static const float *bias_of(const struct weight *w)
+{
+    return w->format ? w->data : NULL;
+}
+
 void block_dense_ffn(struct forward *f, uint32_t layer, const struct ffn_options *options)
 {
     const struct hparams *hp = &f->model->hp;
@@ -145,6 +150,8 @@ void block_dense_ffn(struct forward *f, uint32_t layer, const struct ffn_options
     struct ffn_job job = {.gate = w[LT_FFN_GATE],
                           .up = w[LT_FFN_UP],
                           .down = w[LT_FFN_DOWN],
+                          .up_bias = bias_of(&w[LT_FFN_UP_BIAS]),
+                          .down_bias = bias_of(&w[LT_FFN_DOWN_BIAS]),
                           .activation = options->activation,
                           .limit = hp->layer[layer].shared_swiglu_limit};
     run_chunk_ffn(f, &acts, job, f->s.branch);

@@ -246,6 +246,11 @@ bool layer_is_moe(const struct forward *f, uint32_t layer)
     return f->model->layers[layer].moe;
 }
 
+bool layer_attends(const struct forward *f, uint32_t layer)
+{
+    return !layer_is_recurrent(f, layer) && f->model->hp.layer[layer].n_kv_head > 0;
+}
+
 bool layer_is_recurrent(const struct forward *f, uint32_t layer)
 {
     return f->model->hp.layer[layer].recurrent;

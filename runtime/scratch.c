@@ -189,6 +189,15 @@ static void take_attention(struct scratch *s, struct bump *bump, const struct ps
     take_index(s, bump, hp, T, threads, ctx);
 }
 
+static bool has_latent_experts(const struct ps_model *model)
+{
+    for (uint32_t il = 0; il < model->hp.n_layers; il++) {
+        if (model->layers[il].w[LT_LATENT_DOWN].format)
+            return true;
+    }
+    return false;
+}
+
 static void take_experts(struct scratch *s, struct bump *bump, const struct ps_model *model,
                          const struct ps_model_params *params, uint64_t T, uint32_t threads)
 {
@@ -207,13 +216,14 @@ static void take_experts(struct scratch *s, struct bump *bump, const struct ps_m
     s->pair_row = take(bump, P * sizeof(*s->pair_row));
     s->row_pair = take(bump, P * sizeof(*s->row_pair));
     s->lossy_flags = take(bump, hp->n_expert);
-    s->weighed = take_floats(bump, (uint64_t)threads * hp->n_embd);
+    s->weighed = take_floats(bump, (uint64_t)threads * hp->n_embd_expert);
+    s->latent = has_latent_experts(model) ? take_floats(bump, T * hp->n_embd_expert) : NULL;
     for (int type = 0; type < ACT_N_TYPES; type++) {
         bool used = type == ACT_F32 ? packs_f32 : (types >> type & 1) != 0;
-        s->packed[type] = used ? take(bump, P * rounded_row((enum act_type)type, hp->n_embd)) : NULL;
+        s->packed[type] = used ? take(bump, P * rounded_row((enum act_type)type, hp->n_embd_expert)) : NULL;
     }
     s->expert_hidden = take(bump, P * expert_hidden_row(model, params));
-    s->expert_out = take_floats(bump, P * hp->n_embd);
+    s->expert_out = take_floats(bump, P * hp->n_embd_expert);
 }
 
 uint64_t scratch_layout(struct scratch *s, uint8_t *base, const struct ps_model *model,

@@ -34,7 +34,7 @@ struct acts {
     bool ready[ACT_N_TYPES];
 };
 
-/* Sizes: T = chunk, E = n_embd, K = experts per token, P = T * K pairs of token and expert. Per-layer widths: the
+/* Sizes: T = chunk, E = n_embd, K = experts per token, P = T * K pairs of token and expert, L = n_embd_expert. Per-layer widths: the
  * largest. */
 struct scratch {
     float *x;         /* [T][n_streams * E] residual stream */
@@ -84,11 +84,12 @@ struct scratch {
     uint32_t *pair_token;   /* [P] in expert order */
     uint32_t *pair_row;     /* [T][K] row of a pair in expert order */
     uint32_t *row_pair;     /* [P] the other way round */
-    float *weighed;         /* per thread: [E] input of an expert, times its weight */
-    uint8_t *lossy_flags;   /* [n_expert] enum lossy_flag */
-    uint8_t *packed[ACT_N_TYPES]; /* [P] rows of width E, in expert order */
+    float *latent;  /* [T][L] input of experts that do not take normed itself, then their sum; else NULL */
+    float *weighed; /* per thread: [L] input of an expert, times its weight */
+    uint8_t *lossy_flags;         /* [n_expert] enum lossy_flag */
+    uint8_t *packed[ACT_N_TYPES]; /* [P] rows of width L, in expert order */
     uint8_t *expert_hidden;       /* [P] rows of activations of width n_ff_expert */
-    float *expert_out;            /* [P][E] in expert order */
+    float *expert_out;            /* [P][L] in expert order */
 };
 
 /* Most cells that a token of a layer that chooses them sees; 0: the layer does not. */

@@ -14,9 +14,10 @@ import harness
 from harness import needs_shared, shared
 
 ARCHITECTURES = {
-    *("afmoe", "bailingmoe2", "cohere2moe", "deepseek2", "deepseek4", "dots1", "ernie4_5-moe", "exaone-moe", "gemma4", "glm-dsa"),
-    *("glm4moe", "gpt-oss", "granitemoe", "hunyuan-moe", "llama", "llama4", "mimo2", "minimax-m2", "mistral4", "olmoe"),
-    *("phimoe", "qwen2moe", "qwen35moe", "qwen3moe", "qwen3next", "qwen4exp", "step35"),
+    *("afmoe", "bailingmoe2", "cohere2moe", "deepseek2", "deepseek4", "dots1", "ernie4_5-moe", "exaone-moe", "gemma4"),
+    *("glm-dsa", "glm4moe", "gpt-oss", "granitemoe", "hunyuan-moe", "kimi-linear", "lfm2moe", "llama", "llama4", "mimo2"),
+    *("minimax-m2", "minimax-m3", "mistral4", "nemotron_h_moe", "olmoe", "phimoe", "qwen2moe", "qwen35moe", "qwen3moe"),
+    *("qwen3next", "qwen4exp", "step35"),
 }
 TYPES = {
     *("F32", "F16", "BF16", "I32", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
