@@ -23,6 +23,7 @@ def _stored(value):
     if isinstance(value, str):
         return gguf_tool.STRING, value
     item = 7 if isinstance(value[0], bool) else gguf_tool.F32 if isinstance(value[0], float) else gguf_tool.I32
+    item = 11 if item == gguf_tool.I32 and max(value) >= 2**31 else item
     return gguf_tool.ARRAY, (item, value)
 
 
@@ -37,7 +38,10 @@ class Model:
         self.n_experts = self.used = 0
         self.expert_bytes = {}  # of one expert, by layer
         self.cells = []  # (window, KV heads, k, v, index) of each layer that has any
+        self.blocks = []  # (tokens, values of two rows kept per block) of each layer that has any
         self.state_floats = 0
+        self.looked_up = 0  # values of tables in rows that a token does not read
+        self.stays_in_file = 0  # bytes of a table that no memory is planned for
         self.metadata = {"general.architecture": (gguf_tool.STRING, arch), "general.name": (gguf_tool.STRING, name)}
         self.tensors = []
         self.keys(block_count=layers + nextn, context_length=ctx, embedding_length=embd, vocab_size=vocab)
@@ -198,6 +202,7 @@ class Model:
         active = values - expert_values - sum(t.n_values for t in skipped) + expert_values // self.n_experts * self.used
         if not self.tied:
             active -= (self.vocab - 1) * self.embd
+        active -= self.looked_up
         expert_bytes = sum(self.expert_bytes.values()) * self.n_experts
         all_bytes = sum(t.n_bytes for t in self.tensors)
         totals = {
@@ -208,7 +213,7 @@ class Model:
             "parameters": values,
             "active_parameters": active,
             "expert_bytes": expert_bytes,
-            "trunk_bytes": all_bytes - expert_bytes - sum(t.n_bytes for t in skipped),
+            "trunk_bytes": all_bytes - expert_bytes - sum(t.n_bytes for t in skipped) - self.stays_in_file,
             "shards": len(self.expert_bytes) * self.n_experts,
             "shard_bytes": max(self.expert_bytes.values()),
             "shard_bytes_min": min(self.expert_bytes.values()),
@@ -217,7 +222,8 @@ class Model:
         }
         for kv_type, row in _KV_BYTES.items():
             sizes = [(window, kv * (row(k) + row(v)) + row(index)) for window, kv, k, v, index in self.cells]
-            totals[f"kv_bytes_per_token_{kv_type}"] = sum(size for window, size in sizes if window == 0)
+            blocks = sum(-(-(row(x) + row(y)) // tokens) for tokens, x, y in self.blocks)
+            totals[f"kv_bytes_per_token_{kv_type}"] = sum(size for window, size in sizes if window == 0) + blocks
             totals[f"kv_fixed_bytes_{kv_type}"] = sum(window * size for window, size in sizes) + 4 * self.state_floats
         return totals
 
@@ -711,6 +717,142 @@ def _kimi_linear():
     return m
 
 
+def _minimax_m3():
+    m = Model("MiniMax-M3", "minimax-m3", 60, 6144, 200064, 1048576, (428, 23))
+    m.attention_keys(64, 4, 128, rot=64, base=5e6)
+    m.keys(feed_forward_length=12288)
+    m.expert_keys(128, 4, 3072, SIGMOID, 2.0, True, 1, dense=3)
+    m.keys({f"attention.indexer.{k}": n for k, n in (("head_count", 4), ("key_length", 128), ("top_k", 16), ("block_size", 128), ("local_blocks", 1))})
+    for il in m.all_layers:
+        indexed = il >= 3
+        m.attention(il, 64, 4, 128, norm="head")
+        m.norms(il, "attn_norm", "ffn_norm")
+        if indexed:
+            m.cells[-1] = (0, 4, 128, 128, 128)
+            m.projections(il, **{"indexer.q_proj": (6144, 512), "indexer.k_proj": (6144, 128)})
+            m.vector(f"blk.{il}.indexer.q_norm.weight", 128)
+            m.vector(f"blk.{il}.indexer.k_norm.weight", 128)
+            m.experts(il, 3072, select_bias=True)
+            m.shared(il, 3072)
+        else:
+            m.dense(il, 12288)
+    return m
+
+
+def _hyper(m, il, streams):
+    """The tensors that mix four streams before attention and FFN."""
+    mixes = streams * streams + 2 * streams
+    for part in ("attn", "ffn"):
+        m.vector(f"blk.{il}.hc_{part}_fn.weight", streams * m.embd, mixes)
+        m.vector(f"blk.{il}.hc_{part}_base.weight", mixes)
+        m.vector(f"blk.{il}.hc_{part}_scale.weight", 3)
+
+
+def _compressor(m, il, prefix, block, width):
+    """Blocks of 4 tokens overlap, so that they have twice the width."""
+    wide = 2 * width if block == 4 else width
+    m.projections(il, **{f"{prefix}_kv": (m.embd, wide), f"{prefix}_gate": (m.embd, wide)})
+    m.vector(f"blk.{il}.{prefix}_ape.weight", wide, block)
+    m.vector(f"blk.{il}.{prefix}_norm.weight", width)
+    return wide
+
+
+def _deepseek4():
+    m = Model("DeepSeek-V4-Flash", "deepseek4", 43, 4096, 129280, 1048576, (284, 13))
+    ratios = [0, 0] + [4, 128] * 20 + [4]
+    m.attention_keys(64, 1, 512, rot=64)
+    m.keys({"attention.q_lora_rank": 1024, "attention.sliding_window": 128, "attention.compress_ratios": ratios})
+    m.keys({"attention.indexer.head_count": 64, "attention.indexer.key_length": 128, "attention.indexer.top_k": 512})
+    m.keys({"attention.output_group_count": 8, "attention.output_lora_rank": 1024, "attention.compress_rope_freq_base": 160000.0})
+    m.keys({"hyper_connection.count": 4, "hyper_connection.sinkhorn_iterations": 20, "hyper_connection.epsilon": 1e-6})
+    m.keys(hash_layer_count=3, swiglu_clamp_exp=[10.0] * 43, swiglu_clamp_shexp=[10.0] * 43, embedding_length_out=16384)
+    m.yarn(16.0, 65536, yarn_beta_fast=32.0, yarn_beta_slow=1.0)
+    m.keys(feed_forward_length=2048)
+    m.expert_keys(256, 6, 2048, SQRT_SOFTPLUS, 1.5, True, 1)
+    m.vector("output_hc_fn.weight", 16384, 4)
+    m.vector("output_hc_base.weight", 4)
+    m.vector("output_hc_scale.weight", 1)
+    for il, ratio in enumerate(ratios):
+        m.keeps(il, 128, 1, 512, 0)
+        m.projections(il, attn_q_a=(4096, 1024), attn_q_b=(1024, 32768), attn_kv=(4096, 512))
+        m.projections(il, attn_output_a=(4096, 8192), attn_output_b=(8192, 4096))
+        m.vector(f"blk.{il}.attn_q_a_norm.weight", 1024)
+        m.vector(f"blk.{il}.attn_kv_a_norm.weight", 512)
+        m.vector(f"blk.{il}.attn_sinks.weight", 64)
+        kept = 0
+        if ratio:
+            kept += 2 * _compressor(m, il, "attn_compressor", ratio, 512)
+        if ratio == 4:
+            kept += 2 * _compressor(m, il, "indexer_compressor", ratio, 128)
+            m.projections(il, **{"indexer.attn_q_b": (1024, 8192)})
+            m.vector(f"blk.{il}.indexer.proj.weight", 4096, 64)
+        if ratio:
+            m.blocks.append((ratio, 512, 128 if ratio == 4 else 0))
+            m.state_floats += kept * ratio * (2 if ratio == 4 else 1)
+        _hyper(m, il, 4)
+        m.norms(il, "attn_norm", "ffn_norm")
+        m.experts(il, 2048, select_bias=il >= 3)
+        m.shared(il, 2048)
+        if il < 3:
+            m.matrix(f"blk.{il}.ffn_gate_tid2eid.weight", 6, 129280, type_id=I32)
+            m.looked_up += 6 * (129280 - 1)
+    return m
+
+
+def _qwen4exp():
+    """A shape of the family's size; its makers' config.json is not at hand."""
+    layers, embd, streams, rank, v_heads, ngram = 48, 2048, 4, 64, 32, 128
+    m = Model("Qwen4 experimental", "qwen4exp", layers, embd, 248320, 262144, norm=False)
+    inner, keys, sizes = 128 * v_heads, 2 * 128 * 16, [1000003, 1000033, 1000037, 1000039]
+    m.attention_keys(16, 2, 256, rot=64, base=1e7)
+    m.keys({"ssm.conv_kernel": 4, "ssm.state_size": 128, "ssm.group_count": 16, "ssm.time_step_rank": v_heads})
+    m.keys({"ssm.inner_size": inner, "full_attention_interval": 4, "rope.dimension_sections": [11, 11, 10, 0]})
+    m.keys({"hyper_connection.count": streams, "hyper_connection.low_rank": rank, "embedding_length_out": streams * embd})
+    m.keys({"attention.indexer.head_count": 4, "attention.indexer.key_length": 128, "attention.indexer.top_k": 2048})
+    m.keys({"attention.compress_ratios": [4 if il % 4 == 3 else 0 for il in range(layers)]})
+    m.keys({"ple.layers": [0], "ple.ngram_size": 3, "ple.heads_per_ngram": 2, "ple.conv_kernel": 4, "ple.eos_token_id": 0})
+    m.keys({"embedding_length_per_layer_input": ngram, "ple.layer_multipliers": [17592186044423, 8796093022237, 4398046511119]})
+    m.keys({"ple.head_offsets": [sum(sizes[:i]) for i in range(4)], "ple.head_vocab_sizes": sizes})
+    m.expert_keys(256, 8, 512, shared_ff=512)
+    m.matrix("per_layer_token_embd.weight", ngram, sum(sizes))
+    m.looked_up = ngram * (sum(sizes) - 4)
+    m.stays_in_file = m.tensors[-1].n_bytes
+    m.vector("output_hc_norm.weight", embd, streams)
+    m.matrix("output_hc_down.weight", streams * embd, rank)
+    m.matrix("output_hc_up.weight", rank, streams * embd)
+    for il in m.all_layers:
+        if il % 4 == 3:
+            m.keeps(il, 0, 2, 256, 256)
+            m.blocks.append((4, 128, 0))
+            m.state_floats += 4 * 128
+            m.projections(il, attn_q=(embd, 8192), attn_k=(embd, 512), attn_v=(embd, 512), attn_output=(4096, embd))
+            m.projections(il, **{"indexer.q_proj": (embd, 512), "indexer.k_proj": (embd, 128)})
+            for name, width in (("attn_q_norm", 256), ("attn_k_norm", 256), ("indexer.q_norm", 128), ("indexer.k_norm", 128)):
+                m.vector(f"blk.{il}.{name}.weight", width)
+        else:
+            m.state_floats += v_heads * 128 * 128 + 3 * (inner + keys)
+            m.projections(il, attn_qkv=(embd, inner + keys), attn_gate=(embd, inner), ssm_out=(inner, embd))
+            m.projections(il, ssm_beta=(embd, v_heads), ssm_alpha=(embd, v_heads))
+            m.vector(f"blk.{il}.ssm_conv1d.weight", 4, inner + keys)
+            m.vector(f"blk.{il}.ssm_dt.bias", v_heads)
+            m.vector(f"blk.{il}.ssm_a", v_heads)
+            m.vector(f"blk.{il}.ssm_norm.weight", 128)
+        if il == 0:
+            m.state_floats += 9 * streams * embd + 2
+            m.projections(il, ple_key=(4 * ngram, streams * embd), ple_value=(4 * ngram, embd))
+            for part in ("key", "query", "conv"):
+                m.vector(f"blk.{il}.ple_norm_{part}.weight", embd, streams)
+            m.vector(f"blk.{il}.ple_conv1d.weight", 4, streams * embd)
+        for part in ("attn", "ffn"):
+            m.vector(f"blk.{il}.hc_{part}_norm.weight", embd, streams)
+            wide = streams * embd
+            m.projections(il, **{f"hc_{part}_down": (wide, rank), f"hc_{part}_up": (rank, wide), f"hc_{part}_inject": (wide, streams)})
+        m.experts(il, 512)
+        m.vector(f"blk.{il}.ffn_gate_inp_shexp.weight", embd)
+        m.shared(il, 512)
+    return m
+
+
 def all_models():
     yield _mixtral("Mixtral-8x7B", 32, 4096, 32, 14336, 32000, (46.7, 12.9))
     yield _mixtral("Mixtral-8x22B", 56, 6144, 48, 16384, 32768, (141, 39))
@@ -758,3 +900,6 @@ def all_models():
     yield _lfm2moe()
     yield _nemotron()
     yield _kimi_linear()
+    yield _minimax_m3()
+    yield _deepseek4()
+    yield _qwen4exp()
