@@ -50,6 +50,20 @@ class Totals(harness.TestCase):
                 expected = model.expected()
                 self.assertEqual({key: totals[key] for key in expected}, expected)
 
+    def test_a_window_of_0_lets_all_layers_of_llama4_see_all(self):
+        model = next(m for m in model_shapes.all_models() if m.arch == "llama4")
+        model.keys({"attention.sliding_window": 0})
+        model.cells = [(0, *cell[1:]) for cell in model.cells]
+        totals, expected = self.inspect(model), model.expected()
+        self.assertEqual({key: totals[key] for key in expected}, expected)
+
+    def test_a_shared_expert_that_the_metadata_knows_of_is_there(self):
+        model = next(m for m in model_shapes.all_models() if m.arch == "granitemoe")
+        model.keys(expert_shared_feed_forward_length=1024)
+        path = self.path("model.gguf")
+        gguf_tool.write_sparse(model.header(), path)
+        self.assertIn("blk.0.ffn_gate_shexp.weight: tensor is missing", self.fails("inspect", path))
+
     def test_totals_are_the_published_ones(self):
         for model in model_shapes.all_models():
             if not model.published:
