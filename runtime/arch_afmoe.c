@@ -1,5 +1,5 @@
 /* afmoe: (Trinity): norms before and after both branches; a sigmoid gate on the attention's output; three layers with a
- * sliding window and a rotation, then one without either; a scaled embedding. */
+ * sliding window and a rotation, then one without either, the rotation whatever the windows are; a scaled embedding. */
 #include <math.h>
 
 #include "runtime/arch.h"
@@ -21,7 +21,7 @@ static const struct tensor_rule RULES[] = {
     {LT_FFN_UP, "ffn_up.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
     {LT_FFN_DOWN, "ffn_down.weight", dim_embd, dim_ff, NEED_IN_DENSE, NULL},
     {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_IN_MOE, NULL},
-    {LT_SELECT_BIAS, "exp_probs_b.bias", dim_one, dim_experts, NEED_IN_MOE | NEED_OPTIONAL, NULL},
+    {LT_SELECT_BIAS, "exp_probs_b.bias", dim_one, dim_experts, NEED_IN_MOE, NULL},
     {LT_SHARED_GATE, "ffn_gate_shexp.weight", dim_shared_ff, dim_embd, NEED_IN_MOE | NEED_OPTIONAL, NULL},
     {LT_SHARED_UP, "ffn_up_shexp.weight", dim_shared_ff, dim_embd, NEED_IN_MOE | NEED_OPTIONAL, NULL},
     {LT_SHARED_DOWN, "ffn_down_shexp.weight", dim_embd, dim_shared_ff, NEED_IN_MOE | NEED_OPTIONAL, NULL},
@@ -29,12 +29,14 @@ static const struct tensor_rule RULES[] = {
 
 static const char *const KEYS[] = {HPARAMS_WINDOW_KEYS, NULL};
 
+enum { PERIOD = 4 }; /* of layers, with and without a rotation */
+
 static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struct ps_error *err)
 {
-    enum ps_status status = hparams_windows(hp, gguf, "afmoe", 4, false, err);
+    enum ps_status status = hparams_windows(hp, gguf, "afmoe", PERIOD, false, err);
     hp->embedding_scale = sqrtf((float)hp->n_embd);
     for (uint32_t il = 0; il < hp->n_layers; il++)
-        hp->layer[il].no_rope = hp->layer[il].window == 0;
+        hp->layer[il].no_rope = il % PERIOD == PERIOD - 1;
     return status;
 }
 

@@ -25,10 +25,10 @@ static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struc
 {
     enum ps_status status;
     uint32_t n_dense = 0;
-    if ((status = hparams_windows(hp, gguf, "cohere2moe", 4, false, err)) != PS_OK ||
+    if ((status = hparams_windows(hp, gguf, "cohere2moe", 4, true, err)) != PS_OK ||
         (status = hparam_u32(gguf, "cohere2moe", "leading_dense_block_count", false, &n_dense, err)) !=
             PS_OK ||
-        (status = hparam_f32(gguf, "cohere2moe", "logit_scale", false, &hp->logit_scale, err)) != PS_OK)
+        (status = hparam_factor(gguf, "cohere2moe", "logit_scale", &hp->logit_scale, err)) != PS_OK)
         return status;
     for (uint32_t il = n_dense; il < hp->n_layers; il++)
         hp->layer[il].no_rope = hp->layer[il].window == 0;
@@ -40,7 +40,7 @@ static enum ps_status layer(struct forward *f, uint32_t il, struct ps_error *err
 {
     block_attention(f, il, &(struct attention_options){.rope = ROPE_CONSECUTIVE});
     if (layer_is_moe(f, il))
-        return block_moe(f, il, &(struct moe_options){.input_ready = true, .output_scale = 0.5f}, err);
+        return block_moe(f, il, &(struct moe_options){.input_ready = true, .mean_with_shared = true}, err);
     block_dense_ffn(f, il, &(struct ffn_options){.input_ready = true});
     return PS_OK;
 }

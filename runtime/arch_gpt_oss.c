@@ -1,5 +1,7 @@
 /* gpt-oss: biases on all projections, the router and the experts; attention sinks; every other layer has a sliding
  * window; YaRN; weights are the softmax of the chosen experts' logits; a SwiGLU of its own. */
+#include <stdio.h>
+
 #include "runtime/arch.h"
 #include "runtime/forward.h"
 
@@ -11,18 +13,27 @@ static const struct tensor_rule RULES[] = {
     {LT_Q_BIAS, "attn_q.bias", dim_one, dim_q, NEED_OPTIONAL, NULL},
     {LT_K_BIAS, "attn_k.bias", dim_one, dim_k, NEED_OPTIONAL, NULL},
     {LT_V_BIAS, "attn_v.bias", dim_one, dim_v, NEED_OPTIONAL, NULL},
-    {LT_ATTN_SINKS, "attn_sinks.weight", dim_one, dim_n_head, NEED_OPTIONAL, NULL},
+    {LT_ATTN_SINKS, "attn_sinks.weight", dim_one, dim_n_head, NEED_ALWAYS, NULL},
     {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_ALWAYS, NULL},
-    {LT_ATTN_OUTPUT_BIAS, "attn_output.bias", dim_one, dim_embd, NEED_OPTIONAL, NULL},
+    {LT_ATTN_OUTPUT_BIAS, "attn_output.bias", dim_one, dim_embd, NEED_ALWAYS, NULL},
     {LT_FFN_NORM, "post_attention_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
     {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_ALWAYS, NULL},
-    {LT_ROUTER_BIAS, "ffn_gate_inp.bias", dim_one, dim_experts, NEED_OPTIONAL, NULL},
+    {LT_ROUTER_BIAS, "ffn_gate_inp.bias", dim_one, dim_experts, NEED_ALWAYS, NULL},
 };
 
 static const char *const KEYS[] = {HPARAMS_WINDOW_KEYS, NULL};
 
 static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struct ps_error *err)
 {
+    static const char *const biases[] = {"gate", "up", "down"};
+    for (uint32_t il = 0; il < hp->n_layers; il++) {
+        for (size_t i = 0; i < sizeof(biases) / sizeof(biases[0]); i++) {
+            char name[64];
+            snprintf(name, sizeof(name), "blk.%u.ffn_%s_exps.bias", il, biases[i]);
+            if (!gguf_tensor_find(gguf, name))
+                return ps_error_set(err, PS_ERR_FORMAT, "%s: tensor is missing", name);
+        }
+    }
     return hparams_windows(hp, gguf, "gpt-oss", 2, false, err);
 }
 

@@ -19,17 +19,16 @@ static const struct tensor_rule RULES[] = {
     {LT_SHARED_DOWN, "ffn_down_shexp.weight", dim_embd, dim_shared_ff, NEED_IN_MOE | NEED_OPTIONAL, NULL},
 };
 
-static const char *const KEYS[] = {"embedding_scale", "residual_scale", "logit_scale", NULL};
+static const char *const KEYS[] = {"embedding_scale", "residual_scale", "logit_scale",
+                                   "deepstack_mapping" /* of images */, NULL};
 
 static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struct ps_error *err)
 {
     enum ps_status status;
     float logit_divisor = 1.0f;
     bool rotates = true;
-    if ((status = hparam_f32(gguf, "granitemoe", "embedding_scale", false, &hp->embedding_scale, err)) !=
-            PS_OK ||
-        (status = hparam_f32(gguf, "granitemoe", "residual_scale", false, &hp->residual_scale, err)) !=
-            PS_OK ||
+    if ((status = hparam_factor(gguf, "granitemoe", "embedding_scale", &hp->embedding_scale, err)) != PS_OK ||
+        (status = hparam_factor(gguf, "granitemoe", "residual_scale", &hp->residual_scale, err)) != PS_OK ||
         (status = hparam_f32(gguf, "granitemoe", "logit_scale", true, &logit_divisor, err)) != PS_OK ||
         (status = hparam_bool(gguf, "granitemoe", "rope.scaling.finetuned", false, &rotates, err)) != PS_OK)
         return status;

@@ -32,18 +32,36 @@ static const struct tensor_rule RULES[] = {
     {LT_SHARED_DOWN, "ffn_down_shexp.weight", dim_embd, dim_shared_ff, NEED_IN_MOE, NULL},
 };
 
+static const char *const KEYS[] = {"attention.sliding_window", NULL};
+
+/* What llama.cpp makes of the key: 0 says that all layers rotate and see all of the past; no other number is looked at. */
+static enum ps_status read_chunked(const struct hparams *hp, const struct gguf *gguf, bool *chunked,
+                                   struct ps_error *err)
+{
+    uint32_t window = hp->n_expert > 0 ? CHUNK : 0; /* dense relatives: MobileLLM */
+    enum ps_status status = hparam_u32(gguf, "llama4", "attention.sliding_window", false, &window, err);
+    if (status == PS_OK && window != 0 && window != CHUNK)
+        return ps_error_set(err, PS_ERR_UNSUPPORTED,
+                            "llama4.attention.sliding_window: %u is not supported, only 0 and %d", window,
+                            CHUNK);
+    *chunked = window > 0;
+    return status;
+}
+
 static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struct ps_error *err)
 {
-    (void)gguf, (void)err;
+    bool chunked = true;
+    enum ps_status status = read_chunked(hp, gguf, &chunked, err);
+    if (status != PS_OK)
+        return status;
     hp->temperature.scale = 0.1f;
     hp->temperature.length = GROWTH;
     hp->temperature.offset = 1;
     for (uint32_t il = 0; il < hp->n_layers; il++) {
         struct layer_hparams *l = &hp->layer[il];
-        /* Dense relatives (MobileLLM) rotate everywhere and see all of the past. */
-        bool chunked = il % FULL_EVERY != FULL_EVERY - 1;
-        l->no_rope = hp->n_expert > 0 && !chunked;
-        l->window = hp->n_expert > 0 && chunked ? CHUNK : 0;
+        bool full = il % FULL_EVERY == FULL_EVERY - 1;
+        l->no_rope = chunked && full;
+        l->window = chunked && !full ? CHUNK : 0;
         l->window_in_chunks = true;
     }
     return PS_OK;
@@ -67,6 +85,7 @@ const struct arch ARCH_LLAMA4 = {
     .name = "llama4",
     .layer_rules = RULES,
     .n_layer_rules = sizeof(RULES) / sizeof(RULES[0]),
+    .known_keys = KEYS,
     .gating = GATING_SIGMOID,
     .hparams = hparams,
     .layer = layer,

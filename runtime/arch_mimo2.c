@@ -26,7 +26,7 @@ static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struc
     enum ps_status status = hparams_windows(hp, gguf, "mimo2", 1, false, err);
     if (status != PS_OK)
         return status;
-    return hparam_f32(gguf, "mimo2", "attention.value_scale", false, &hp->attention_out_scale, err);
+    return hparam_factor(gguf, "mimo2", "attention.value_scale", &hp->attention_out_scale, err);
 }
 
 static enum ps_status layer(struct forward *f, uint32_t il, struct ps_error *err)

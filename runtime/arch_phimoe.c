@@ -13,7 +13,7 @@ static const struct tensor_rule RULES[] = {
     {LT_K_BIAS, "attn_k.bias", dim_one, dim_k, NEED_OPTIONAL, NULL},
     {LT_V_BIAS, "attn_v.bias", dim_one, dim_v, NEED_OPTIONAL, NULL},
     {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_ALWAYS, NULL},
-    {LT_ATTN_OUTPUT_BIAS, "attn_output.bias", dim_one, dim_embd, NEED_OPTIONAL, NULL},
+    {LT_ATTN_OUTPUT_BIAS, "attn_output.bias", dim_one, dim_embd, NEED_ALWAYS, NULL},
     {LT_FFN_NORM, "ffn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
     {LT_FFN_NORM_BIAS, "ffn_norm.bias", dim_one, dim_embd, NEED_ALWAYS, NULL},
     {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_IN_MOE, NULL},
@@ -21,7 +21,7 @@ static const struct tensor_rule RULES[] = {
 
 static const struct tensor_rule GLOBALS[] = {
     {GT_OUTPUT_NORM_BIAS, "output_norm.bias", dim_one, dim_embd, NEED_ALWAYS, NULL},
-    {GT_OUTPUT_BIAS, "output.bias", dim_one, dim_vocab, NEED_OPTIONAL, NULL},
+    {GT_OUTPUT_BIAS, "output.bias", dim_one, dim_vocab, NEED_ALWAYS, NULL},
     {GT_ROPE_FACTORS_LONG, "rope_factors_long.weight", dim_one, dim_half_rot, NEED_OPTIONAL, NULL},
     {GT_ROPE_FACTORS_SHORT, "rope_factors_short.weight", dim_one, dim_half_rot, NEED_OPTIONAL, NULL},
 };

@@ -95,8 +95,8 @@ struct moe_options {
     bool input_ready;          /* as above */
     bool weigh_input;          /* weights multiply an expert's input, not its output */
     const float *router_input; /* [n_tokens][n_embd]; NULL: the experts' input */
-    float output_scale;        /* of routed and shared experts together; 0: 1 */
-    float *out;                /* [n_tokens][n_embd] gets the sum, which is then not added to x; NULL: x */
+    bool mean_with_shared; /* of the routed sum and the shared expert, where there is one; else their sum */
+    float *out;            /* [n_tokens][n_embd] gets the sum, which is then not added to x; NULL: x */
 };
 
 /* x += sum of chosen experts by weight, in router rank order, on norm(x), or between two products where the layer has those for

@@ -105,6 +105,14 @@ enum ps_status hparam_f32(const struct gguf *gguf, const char *arch, const char 
     return PS_OK;
 }
 
+enum ps_status hparam_factor(const struct gguf *gguf, const char *arch, const char *suffix, float *out,
+                             struct ps_error *err)
+{
+    enum ps_status status = hparam_f32(gguf, arch, suffix, false, out, err);
+    *out = *out == 0.0f ? 1.0f : *out;
+    return status;
+}
+
 enum ps_status hparam_bool(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                            bool *out, struct ps_error *err)
 {
@@ -554,6 +562,12 @@ static enum ps_status check_layer(const struct hparams *hp, const char *arch, ui
 static enum ps_status finish(struct hparams *hp, const char *arch, struct ps_error *err)
 {
     enum ps_status status = PS_OK;
+    if (hp->norm_eps < 0.0f)
+        return ps_error_set(err, PS_ERR_FORMAT, "%s: the norms' epsilon is negative", arch);
+    for (uint32_t i = 0; i < hp->n_ropes; i++) {
+        if (!(hp->rope[i].freq_base > 0.0f))
+            return ps_error_set(err, PS_ERR_FORMAT, "%s.rope.freq_base: is not above 0", arch);
+    }
     for (uint32_t il = 0; status == PS_OK && il < hp->n_layers; il++) {
         struct layer_hparams *layer = &hp->layer[il];
         if (layer->attention_scale == 0.0f && layer->head_dim_k > 0)

@@ -158,6 +158,9 @@ enum ps_status hparam_u32(const struct gguf *gguf, const char *arch, const char 
                           uint32_t *out, struct ps_error *err);
 enum ps_status hparam_f32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                           float *out, struct ps_error *err);
+/* A factor: absent ones keep *out, and 0 stands for none, which is 1, as in llama.cpp. */
+enum ps_status hparam_factor(const struct gguf *gguf, const char *arch, const char *suffix, float *out,
+                             struct ps_error *err);
 enum ps_status hparam_bool(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                            bool *out, struct ps_error *err);
 /* A required number that is a size: within 1 .. 2^20. */

@@ -52,6 +52,22 @@ static bool is_stored(const struct ps_model *model, const struct gguf_tensor *te
     return stored->rows.format && stored->file == tensor->file && stored->offset == tensor->offset;
 }
 
+/* Of tables from which a token reads rows by number, and which are not also the output head: all other rows. */
+static uint64_t params_not_looked_up(const struct ps_model *model)
+{
+    const struct weight *embd = &model->global[GT_TOKEN_EMBD];
+    const struct weight *ngrams = &model->stored.rows;
+    uint64_t n = gguf_tensor_find(model->gguf, "output.weight") ? (embd->n_rows - 1) * embd->n_cols : 0;
+    if (ngrams->format)
+        n += (ngrams->n_rows - model->hp.ngram.n_heads) * ngrams->n_cols;
+    for (uint32_t il = 0; il < model->hp.n_layers; il++) {
+        const struct weight *experts = &model->layers[il].w[LT_TOKEN_EXPERTS];
+        if (experts->format)
+            n += (experts->n_rows - 1) * experts->n_cols;
+    }
+    return n;
+}
+
 static void fill_sizes(const struct ps_model *model, struct ps_model_info *info)
 {
     uint64_t expert_params = 0;
@@ -71,13 +87,7 @@ static void fill_sizes(const struct ps_model *model, struct ps_model_info *info)
     info->n_params_active = info->n_params - expert_params - skipped_params;
     if (model->hp.n_expert > 0)
         info->n_params_active += expert_params / model->hp.n_expert * model->hp.n_expert_used;
-    /* A token looks up one row of an embedding that is not also the output head. */
-    const struct weight *embd = &model->global[GT_TOKEN_EMBD];
-    if (gguf_tensor_find(model->gguf, "output.weight"))
-        info->n_params_active -= (embd->n_rows - 1) * embd->n_cols;
-    const struct weight *stored = &model->stored.rows;
-    if (stored->format)
-        info->n_params_active -= (stored->n_rows - model->hp.ngram.n_heads) * stored->n_cols;
+    info->n_params_active -= params_not_looked_up(model);
     for (uint32_t i = 0; i < gguf_n_files(model->gguf); i++)
         info->file_bytes += gguf_file_size(model->gguf, i);
 }

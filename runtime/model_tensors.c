@@ -183,6 +183,39 @@ static enum ps_status check_qkv(const struct layer *layer, const char *prefix, s
     return PS_OK;
 }
 
+/* A shared expert is there as a whole, or, where the family and the metadata know of none, not at all. */
+static enum ps_status check_shared(const struct ps_model *model, const struct layer *layer,
+                                   const char *prefix, struct ps_error *err)
+{
+    uint32_t count = 0;
+    enum ps_status status =
+        hparam_u32(model->gguf, model->arch->name, "expert_shared_count", false, &count, err);
+    bool some = count > 0 || model->hp.n_ff_shared > 0;
+    for (uint32_t i = 0; status == PS_OK && some && i < model->arch->n_layer_rules; i++) {
+        const struct tensor_rule *rule = &model->arch->layer_rules[i];
+        bool part = rule->id == LT_SHARED_GATE || rule->id == LT_SHARED_UP || rule->id == LT_SHARED_DOWN;
+        if (part && !layer->w[rule->id].format)
+            return ps_error_set(err, PS_ERR_FORMAT, "%s%s: tensor is missing", prefix, rule->name);
+    }
+    return status;
+}
+
+/* Branches that the family computes in every layer of the kind: the rules alone let a layer without heads or width be. */
+static enum ps_status check_branches(const struct ps_model *model, const struct layer *layer, uint32_t il,
+                                     struct ps_error *err)
+{
+    const struct arch *arch = model->arch;
+    const struct layer_hparams *l = &model->hp.layer[il];
+    if (layer->w[LT_ATTN_OUTPUT].format && !l->recurrent && l->n_kv_head == 0)
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.attention.head_count_kv: 0, but layer %u has attention",
+                            arch->name, il);
+    bool has_ffn =
+        layer->w[LT_FFN_NORM].format || !has_rule(arch->layer_rules, arch->n_layer_rules, LT_FFN_NORM);
+    if (has_ffn && !layer->moe && !layer->w[LT_FFN_UP].format)
+        return ps_error_set(err, PS_ERR_FORMAT, "blk.%u: has neither a dense FFN nor experts", il);
+    return PS_OK;
+}
+
 static enum ps_status bind_layer(struct binding *binding, uint32_t il, struct ps_error *err)
 {
     struct ps_model *model = binding->model;
@@ -203,6 +236,10 @@ static enum ps_status bind_layer(struct binding *binding, uint32_t il, struct ps
                   has_rule(model->arch->layer_rules, model->arch->n_layer_rules, LT_Q);
     if (status == PS_OK && either && (place.is & NEED_IN_ATTENTION))
         status = check_qkv(layer, prefix, err);
+    if (status == PS_OK && layer->moe)
+        status = check_shared(model, layer, prefix, err);
+    if (status == PS_OK)
+        status = check_branches(model, layer, il, err);
     if (status != PS_OK)
         return status;
     return tensor_layout_init(&layer->group.layout, model->gguf, indices, layer->group.n, err);

@@ -250,9 +250,9 @@ static void add_shared(struct forward *f, uint32_t token, void *arg)
     if (w[LT_SHARED_UP].format) {
         float gate = w[LT_SHARED_ROUTER].format ? 1.0f / (1.0f + expf(-f->s.shared_gate[token])) : 1.0f;
         ops->axpy(sum, f->s.branch + token * n, gate, n);
+        if (a->options->mean_with_shared)
+            ops->scale(sum, sum, 0.5f, n);
     }
-    if (a->options->output_scale != 0.0f)
-        ops->scale(sum, sum, a->options->output_scale, n);
 }
 
 static void sum_token(struct forward *f, uint32_t token, void *arg)

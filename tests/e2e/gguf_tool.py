@@ -4,6 +4,7 @@ Values keep their stored type, tensors their raw bytes, so that what is written 
 the change. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, little-endian).
 """
 
+import math
 import struct
 
 STRING, ARRAY = 8, 9
@@ -11,14 +12,31 @@ U16, U32, I32, F32, U64 = 2, 4, 5, 6, 10
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 DEFAULT_ALIGNMENT = 32
 
+# (values, bytes) of a block of the types that tests write without data
+_BLOCKS = {0: (1, 4), 1: (1, 2), 8: (32, 34), 12: (256, 144), 14: (256, 210), 20: (32, 18), 26: (1, 4), 39: (32, 17)}
+
 
 class Tensor:
-    def __init__(self, name, shape, type_id, data):
+    """Without data it takes up its room in a file that is written by write_sparse."""
+
+    def __init__(self, name, shape, type_id, data=None):
         self.name = name
         self.shape = shape  # innermost dimension first, as stored
         self.type_id = type_id
         self.data = data
         self.false_offset = None  # written instead of the right one
+
+    @property
+    def n_values(self):
+        return math.prod(self.shape)
+
+    @property
+    def n_bytes(self):
+        if self.data is not None:
+            return len(self.data)
+        values, size = _BLOCKS[self.type_id]
+        assert self.shape[0] % values == 0, (self.name, self.shape, self.type_id)
+        return self.n_values // values * size
 
 
 class Gguf:
@@ -113,8 +131,8 @@ def _pack_value(type_id, value):
     return struct.pack("<" + _SCALARS[type_id], value)
 
 
-def to_bytes(gguf, n_tensors=None, n_metadata=None, version=3, magic=b"GGUF"):
-    """The file. The counts, version and magic may be given false values, to make a malformed one."""
+def _header(gguf, n_tensors=None, n_metadata=None, version=3, magic=b"GGUF"):
+    """What comes before the data, padded, and the size of the data."""
     alignment = gguf.value("general.alignment", DEFAULT_ALIGNMENT)
     head = [
         magic,
@@ -127,17 +145,32 @@ def to_bytes(gguf, n_tensors=None, n_metadata=None, version=3, magic=b"GGUF"):
     ]
     for key, (type_id, value) in gguf.metadata.items():
         head += [_pack_string(key), struct.pack("<I", type_id), _pack_value(type_id, value)]
-    body = []
     offset = 0
     for tensor in gguf.tensors:
         stated = offset if tensor.false_offset is None else tensor.false_offset
         dimensions = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
         head += [_pack_string(tensor.name), dimensions, struct.pack("<IQ", tensor.type_id, stated)]
-        padding = _align(len(tensor.data), alignment) - len(tensor.data)
-        body += [tensor.data, bytes(padding)]
-        offset += len(tensor.data) + padding
+        offset += _align(tensor.n_bytes, alignment)
     header = b"".join(head)
-    return b"".join([header, bytes(_align(len(header), alignment) - len(header)), *body])
+    return header + bytes(_align(len(header), alignment) - len(header)), offset
+
+
+def to_bytes(gguf, **false_values):
+    """The file. The counts, version and magic may be given false values, to make a malformed one."""
+    alignment = gguf.value("general.alignment", DEFAULT_ALIGNMENT)
+    parts = [_header(gguf, **false_values)[0]]
+    for tensor in gguf.tensors:
+        parts += [tensor.data, bytes(_align(len(tensor.data), alignment) - len(tensor.data))]
+    return b"".join(parts)
+
+
+def write_sparse(gguf, path):
+    """A file of the right size in which only the header takes up room: its data are holes. Returns its size."""
+    header, n_data = _header(gguf)
+    with open(path, "wb") as file:
+        file.write(header)
+        file.truncate(len(header) + n_data)
+    return len(header) + n_data
 
 
 def write(gguf, path, **false_values):
