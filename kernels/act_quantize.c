@@ -45,16 +45,18 @@ static int sum_values(const int8_t *q, unsigned n)
     return sum;
 }
 
-static void quantize_q8_0(const float *x, struct act_q8_0 *out)
+static void quantize_q8_0(const float *x, void *block)
 {
+    struct act_q8_0 *out = block;
     float amax = fabsf(largest_value(x, 32));
     out->d = f16_to_f32_one(f32_to_f16_one(amax / 127.0f));
     scale_values(out->q, x, 32, 127.0f / amax);
     out->sum = sum_values(out->q, 32);
 }
 
-static void quantize_q8_k(const float *x, struct act_q8_k *out)
+static void quantize_q8_k(const float *x, void *block)
 {
+    struct act_q8_k *out = block;
     float scale = -127.0f / largest_value(x, 256);
     out->d = isinf(scale) ? 0.0f : 1.0f / scale;
     scale_values(out->q, x, 256, scale);
@@ -63,17 +65,7 @@ static void quantize_q8_k(const float *x, struct act_q8_k *out)
     }
 }
 
-void act_quantize_scalar(enum act_type type, const float *x, void *out, size_t n)
-{
-    if (type == ACT_Q8_0) {
-        for (size_t i = 0; i < n / 32; i++) {
-            quantize_q8_0(x + 32 * i, (struct act_q8_0 *)out + i);
-        }
-    } else if (type == ACT_Q8_K) {
-        for (size_t i = 0; i < n / 256; i++) {
-            quantize_q8_k(x + 256 * i, (struct act_q8_k *)out + i);
-        }
-    } else {
-        memcpy(out, x, n * sizeof(float));
-    }
-}
+act_block_fn *const act_blocks_scalar[ACT_N_TYPES] = {
+    [ACT_Q8_0] = quantize_q8_0,
+    [ACT_Q8_K] = quantize_q8_k,
+};

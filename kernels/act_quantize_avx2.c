@@ -1,7 +1,6 @@
 /* Quantized activations with AVX2: the bits of act_quantize.c. */
 #include <immintrin.h>
 #include <math.h>
-#include <string.h>
 
 #include "kernels/matmul_internal.h"
 
@@ -64,8 +63,9 @@ static void sum_16(__m256i q, int sums[2])
     sums[1] = _mm256_extract_epi32(sixteens, 4);
 }
 
-static void quantize_q8_0(const float *x, struct act_q8_0 *out)
+static void quantize_q8_0(const float *x, void *block)
 {
+    struct act_q8_0 *out = block;
     float amax = largest_magnitude(x, 32);
     float scale = 127.0f / amax;
     __m256i q = isfinite(scale) ? scale_32(x, scale) : _mm256_setzero_si256();
@@ -76,8 +76,9 @@ static void quantize_q8_0(const float *x, struct act_q8_0 *out)
     out->sum = sums[0] + sums[1];
 }
 
-static void quantize_q8_k(const float *x, struct act_q8_k *out)
+static void quantize_q8_k(const float *x, void *block)
 {
+    struct act_q8_k *out = block;
     float scale = -127.0f / first_of_magnitude(x, 256, largest_magnitude(x, 256));
     out->d = isinf(scale) ? 0.0f : 1.0f / scale;
     for (unsigned i = 0; i < 8; i++) {
@@ -90,17 +91,7 @@ static void quantize_q8_k(const float *x, struct act_q8_k *out)
     }
 }
 
-void act_quantize_avx2(enum act_type type, const float *x, void *out, size_t n)
-{
-    if (type == ACT_Q8_0) {
-        for (size_t i = 0; i < n / 32; i++) {
-            quantize_q8_0(x + 32 * i, (struct act_q8_0 *)out + i);
-        }
-    } else if (type == ACT_Q8_K) {
-        for (size_t i = 0; i < n / 256; i++) {
-            quantize_q8_k(x + 256 * i, (struct act_q8_k *)out + i);
-        }
-    } else {
-        memcpy(out, x, n * sizeof(float));
-    }
-}
+act_block_fn *const act_blocks_avx2[ACT_N_TYPES] = {
+    [ACT_Q8_0] = quantize_q8_0,
+    [ACT_Q8_K] = quantize_q8_k,
+};

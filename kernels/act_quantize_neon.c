@@ -1,7 +1,6 @@
 /* Quantized activations with NEON: the bits of act_quantize.c. */
 #include <arm_neon.h>
 #include <math.h>
-#include <string.h>
 
 #include "kernels/matmul_internal.h"
 #include "kernels/vector_ops_f16.h"
@@ -52,8 +51,9 @@ static int scale_16(int8_t *q, const float *x, float scale)
     return vaddlvq_s8(v);
 }
 
-static void quantize_q8_0(const float *x, struct act_q8_0 *out)
+static void quantize_q8_0(const float *x, void *block)
 {
+    struct act_q8_0 *out = block;
     float amax = largest_magnitude(x, 32);
     float scale = 127.0f / amax;
     out->d = f16_to_f32_one(f32_to_f16_one(amax / 127.0f));
@@ -61,8 +61,9 @@ static void quantize_q8_0(const float *x, struct act_q8_0 *out)
     out->sum += scale_16(out->q + 16, x + 16, scale);
 }
 
-static void quantize_q8_k(const float *x, struct act_q8_k *out)
+static void quantize_q8_k(const float *x, void *block)
 {
+    struct act_q8_k *out = block;
     float scale = -127.0f / first_of_magnitude(x, 256, largest_magnitude(x, 256));
     out->d = isinf(scale) ? 0.0f : 1.0f / scale;
     for (unsigned i = 0; i < 16; i++) {
@@ -70,17 +71,7 @@ static void quantize_q8_k(const float *x, struct act_q8_k *out)
     }
 }
 
-void act_quantize_neon(enum act_type type, const float *x, void *out, size_t n)
-{
-    if (type == ACT_Q8_0) {
-        for (size_t i = 0; i < n / 32; i++) {
-            quantize_q8_0(x + 32 * i, (struct act_q8_0 *)out + i);
-        }
-    } else if (type == ACT_Q8_K) {
-        for (size_t i = 0; i < n / 256; i++) {
-            quantize_q8_k(x + 256 * i, (struct act_q8_k *)out + i);
-        }
-    } else {
-        memcpy(out, x, n * sizeof(float));
-    }
-}
+act_block_fn *const act_blocks_neon[ACT_N_TYPES] = {
+    [ACT_Q8_0] = quantize_q8_0,
+    [ACT_Q8_K] = quantize_q8_k,
+};

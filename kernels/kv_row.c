@@ -28,7 +28,7 @@ static void store_q8_0(const struct matmul_kernels *matmul, struct block_q8_0 *r
         uint32_t left = n - i < BLOCK ? n - i : BLOCK;
         memcpy(padded, x + i, left * sizeof(*x));
         struct act_q8_0 block;
-        matmul->act_quantize(ACT_Q8_0, padded, &block, BLOCK);
+        act_quantize(matmul, ACT_Q8_0, padded, &block, BLOCK);
         uint16_t d = f32_to_f16_one(block.d); /* exact */
         memcpy(row->d, &d, sizeof(d));
         memcpy(row->q, block.q, sizeof(row->q));

@@ -1,5 +1,7 @@
-/* matmul for each level, and the sizes of activations. */
+/* The kernels of each level; activations: their sizes, and rounding by the level's blocks. */
 #include "kernels/matmul.h"
+
+#include <string.h>
 
 #include "kernels/matmul_internal.h"
 
@@ -44,16 +46,16 @@ static const struct {
     struct matmul_kernels kernels;
     bool (*runs)(void);
 } variants[] = {
-    {{CPU_SCALAR, act_quantize_scalar, matmul_scalar}, always},
+    {{CPU_SCALAR, act_blocks_scalar, matmul_scalar}, always},
 #if defined(__x86_64__)
-    {{CPU_AVX2, act_quantize_avx2, matmul_avx2}, always},
-    {{CPU_AVX2, act_quantize_avx2, matmul_avxvnni}, has_avxvnni},
-    {{CPU_AVX512, act_quantize_avx2, matmul_avx512}, always},
-    {{CPU_AVX512, act_quantize_avx2, matmul_avx512vnni}, has_avx512vnni},
+    {{CPU_AVX2, act_blocks_avx2, matmul_avx2}, always},
+    {{CPU_AVX2, act_blocks_avx2, matmul_avxvnni}, has_avxvnni},
+    {{CPU_AVX512, act_blocks_avx2, matmul_avx512}, always},
+    {{CPU_AVX512, act_blocks_avx2, matmul_avx512vnni}, has_avx512vnni},
 #elif defined(__aarch64__)
-    {{CPU_NEON, act_quantize_neon, matmul_neon}, always},
-    {{CPU_NEON, act_quantize_neon, matmul_neondot}, has_dotprod},
-    {{CPU_NEON, act_quantize_neon, matmul_neoni8mm}, has_i8mm},
+    {{CPU_NEON, act_blocks_neon, matmul_neon}, always},
+    {{CPU_NEON, act_blocks_neon, matmul_neondot}, has_dotprod},
+    {{CPU_NEON, act_blocks_neon, matmul_neoni8mm}, has_i8mm},
 #endif
 };
 
@@ -97,4 +99,18 @@ uint32_t act_block_values(enum act_type type)
 size_t act_row_bytes(enum act_type type, uint64_t n_cols)
 {
     return (size_t)(n_cols / act_blocks[type].values * act_blocks[type].bytes);
+}
+
+void act_quantize(const struct matmul_kernels *kernels, enum act_type type, const float *x, void *out,
+                  size_t n)
+{
+    act_block_fn *quantize = kernels->act_blocks[type];
+    if (quantize == NULL) {
+        memcpy(out, x, n * sizeof(*x));
+        return;
+    }
+    uint8_t *block = out;
+    for (size_t i = 0; i < n; i += act_blocks[type].values, block += act_blocks[type].bytes) {
+        quantize(x + i, block);
+    }
 }

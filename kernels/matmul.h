@@ -28,11 +28,12 @@ size_t act_row_bytes(enum act_type type, uint64_t n_cols);
 /* Values per activation block: 1, 32, 256. A row may be quantized piecewise in multiples of it. */
 uint32_t act_block_values(enum act_type type);
 
+/* x[act_block_values(type)] -> one block of activations. */
+typedef void act_block_fn(const float *x, void *block);
+
 struct matmul_kernels {
     enum cpu_level level;
-    /* x[n] -> activations; n a multiple of act_block_values. ACT_F32 copies. Each block depends on its own
-     * values alone. Rounding as ggml does it on x86 (nearest even). The same bits at every level. */
-    void (*act_quantize)(enum act_type type, const float *x, void *out, size_t n);
+    act_block_fn *const *act_blocks; /* [ACT_N_TYPES], for act_quantize */
     /* out[t * out_stride + (r - row_begin)] = sum over k of w[r][k] * x[t][k], for r in [row_begin, row_end) and
      * t in [0, n_tokens). acts: n_tokens rows, act_stride bytes apart, of type `act`, which is w->format->act or
      * ACT_F32. out_stride counts floats. out does not overlap the inputs. */
@@ -42,5 +43,10 @@ struct matmul_kernels {
 
 /* level must be available. */
 const struct matmul_kernels *matmul_kernels_get(enum cpu_level level);
+
+/* x[n] -> activations; n a multiple of act_block_values. ACT_F32 copies. Each block depends on its own values alone.
+ * Rounding as ggml does it on x86 (nearest even). The same bits at every level. */
+void act_quantize(const struct matmul_kernels *kernels, enum act_type type, const float *x, void *out,
+                  size_t n);
 
 #endif

@@ -47,10 +47,11 @@ struct act_q8_k { /* 256 values d * q */
     int16_t sums[16]; /* of 16 q each */
 };
 
-/* A block with a NaN or an infinity among its values gets scale NaN and all q = 0: its products are NaN. */
-void act_quantize_scalar(enum act_type type, const float *x, void *out, size_t n);
-void act_quantize_avx2(enum act_type type, const float *x, void *out, size_t n);
-void act_quantize_neon(enum act_type type, const float *x, void *out, size_t n);
+/* How each level rounds a block of each type; NULL for ACT_F32, which is copied. A block with a NaN or an infinity among
+ * its values gets scale NaN and all q = 0: its products are NaN. */
+extern act_block_fn *const act_blocks_scalar[ACT_N_TYPES];
+extern act_block_fn *const act_blocks_avx2[ACT_N_TYPES];
+extern act_block_fn *const act_blocks_neon[ACT_N_TYPES];
 
 typedef void matmul_fn(const struct weight *w, uint64_t row_begin, uint64_t row_end, enum act_type act,
                        const void *acts, size_t act_stride, uint32_t n_tokens, float *out, size_t out_stride);

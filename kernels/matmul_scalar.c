@@ -331,21 +331,25 @@ static float dot_grid(grid_unpack_fn *unpack, const uint8_t *row, const struct a
     return acc;
 }
 
-/* Sums of 256 values, added up in order: the error grows with the chunks, not with the values. */
-static float dot_f32(const struct block_format *format, const uint8_t *row, const float *x, uint64_t n)
+/* One row with all tokens, for which it is dequantized once. out: of the first token. Sums of 256 values, added up in order:
+ * the error grows with the chunks, not with the values. */
+static void row_f32(const struct weight *w, const uint8_t *row, const uint8_t *acts, size_t act_stride,
+                    uint32_t n_tokens, float *out, size_t out_stride)
 {
-    float acc = 0;
-    for (uint64_t begin = 0; begin < n; begin += CHUNK) {
-        size_t count = n - begin < CHUNK ? (size_t)(n - begin) : CHUNK;
-        float w[CHUNK];
-        format->dequantize(row + block_row_bytes(format, begin), w, count);
-        float sum = 0;
-        for (size_t j = 0; j < count; j++) {
-            sum += w[j] * x[begin + j];
+    for (uint64_t begin = 0; begin < w->n_cols; begin += CHUNK) {
+        size_t count = w->n_cols - begin < CHUNK ? (size_t)(w->n_cols - begin) : CHUNK;
+        float values[CHUNK];
+        w->format->dequantize(row + block_row_bytes(w->format, begin), values, count);
+        for (uint32_t t = 0; t < n_tokens; t++) {
+            const float *x = (const float *)(const void *)(acts + t * act_stride) + begin;
+            float sum = 0;
+            for (size_t j = 0; j < count; j++) {
+                sum += values[j] * x[j];
+            }
+            float *acc = out + t * out_stride;
+            *acc = (begin == 0 ? 0.0f : *acc) + sum;
         }
-        acc += sum;
     }
-    return acc;
 }
 
 static const struct format_unpack *find_unpack(uint32_t type)
@@ -358,31 +362,30 @@ static const struct format_unpack *find_unpack(uint32_t type)
     return NULL;
 }
 
-static float dot(const struct weight *w, const uint8_t *row, enum act_type act, const void *x)
+/* Quantized activations. */
+static float dot(const struct weight *w, const uint8_t *row, const void *x)
 {
     const struct block_format *format = w->format;
     const struct format_unpack *unpack = find_unpack(format->type);
     grid_unpack_fn *grid = grid_unpack_find(format->type);
-    switch (act) {
-    case ACT_Q8_0:
+    if (format->act == ACT_Q8_0) {
         return dot_block32(unpack, format, row, x, w->n_cols / 32);
-    case ACT_Q8_K:
-        if (grid != NULL) {
-            return dot_grid(grid, row, x, w->n_cols / 256, format->bytes);
-        }
-        return dot_superblock(unpack, row, x, w->n_cols / 256, format->bytes);
-    default:
-        return dot_f32(format, row, x, w->n_cols);
     }
+    return grid != NULL ? dot_grid(grid, row, x, w->n_cols / 256, format->bytes)
+                        : dot_superblock(unpack, row, x, w->n_cols / 256, format->bytes);
 }
 
 void matmul_scalar(const struct weight *w, uint64_t row_begin, uint64_t row_end, enum act_type act,
                    const void *acts, size_t act_stride, uint32_t n_tokens, float *out, size_t out_stride)
 {
-    for (uint32_t t = 0; t < n_tokens; t++) {
-        const uint8_t *x = (const uint8_t *)acts + t * act_stride;
-        for (uint64_t r = row_begin; r < row_end; r++) {
-            out[t * out_stride + (r - row_begin)] = dot(w, weight_row(w, r), act, x);
+    for (uint64_t r = row_begin; r < row_end; r++) {
+        float *products = out + (r - row_begin);
+        if (act == ACT_F32) {
+            row_f32(w, weight_row(w, r), acts, act_stride, n_tokens, products, out_stride);
+            continue;
+        }
+        for (uint32_t t = 0; t < n_tokens; t++) {
+            products[t * out_stride] = dot(w, weight_row(w, r), (const uint8_t *)acts + t * act_stride);
         }
     }
 }

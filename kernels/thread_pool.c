@@ -27,7 +27,7 @@
 enum {
     CACHE_LINE = 64,
     MAX_THREADS = 256,
-    WORKER_STACK_BYTES = 256 * 1024, /* kernels keep a few KiB on the stack */
+    WORKER_STACK_BYTES = 256 * 1024, /* kernels keep up to some 100 KiB on the stack */
     PAUSES_PER_CLOCK = 16,
     /* Nanoseconds to wake a thread: before it is measured, and the bounds of what is believed. */
     FIRST_WAKE_COST = 25000,

@@ -90,6 +90,12 @@ uint64_t dim_experts(const struct hparams *hp, const struct layer_hparams *l)
     return hp->n_expert;
 }
 
+uint64_t dim_expert_embd(const struct hparams *hp, const struct layer_hparams *l)
+{
+    (void)l;
+    return hp->n_embd_expert;
+}
+
 uint64_t dim_index(const struct hparams *hp, const struct layer_hparams *l)
 {
     (void)l;
@@ -133,17 +139,20 @@ static const struct arch *const ARCHS[] = {
     &ARCH_ERNIE4_5_MOE,
     &ARCH_EXAONE_MOE,
     &ARCH_GEMMA4,
-    &ARCH_GLM4MOE,
     &ARCH_GLM_DSA,
+    &ARCH_GLM4MOE,
     &ARCH_GPT_OSS,
     &ARCH_GRANITEMOE,
     &ARCH_HUNYUAN_MOE,
+    &ARCH_KIMI_LINEAR,
+    &ARCH_LFM2MOE,
     &ARCH_LLAMA,
     &ARCH_LLAMA4,
     &ARCH_MIMO2,
     &ARCH_MINIMAX_M2,
     &ARCH_MINIMAX_M3,
     &ARCH_MISTRAL4,
+    &ARCH_NEMOTRON_H_MOE,
     &ARCH_OLMOE,
     &ARCH_PHIMOE,
     &ARCH_QWEN2MOE,

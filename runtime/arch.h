@@ -109,6 +109,8 @@ enum layer_tensor {
     LT_FFN_GATE,
     LT_FFN_UP,
     LT_FFN_DOWN,
+    LT_FFN_UP_BIAS,
+    LT_FFN_DOWN_BIAS,
     LT_ROUTER,
     LT_ROUTER_BIAS,   /* added to the logits */
     LT_SELECT_BIAS,   /* added to the scores for the choice, not for the weights */
@@ -121,7 +123,7 @@ enum layer_tensor {
     LT_MOE_PRE_NORM, /* gemma4: norms of the routed and the dense branch apart */
     LT_MOE_POST_NORM,
     LT_DENSE_POST_NORM,
-    LT_LATENT_DOWN, /* nemotron_h_moe: experts work on a narrower row */
+    LT_LATENT_DOWN, /* experts work on a narrower row */
     LT_LATENT_UP,
     LT_OUTPUT_SCALE, /* of the whole residual stream */
 
@@ -155,7 +157,7 @@ dim_fn dim_n_head, dim_q, dim_k, dim_v; /* all heads */
 dim_fn dim_qkv;                         /* q, k and v together */
 dim_fn dim_attn_out;                    /* heads * head_dim_v */
 dim_fn dim_q_gated;                     /* twice dim_q: query and gate */
-dim_fn dim_ff, dim_shared_ff, dim_experts;
+dim_fn dim_ff, dim_shared_ff, dim_experts, dim_expert_embd;
 dim_fn dim_half_rot;                                  /* of rope 0 */
 dim_fn dim_mla_q_rank, dim_mla_kv_rank, dim_mla_kv_a; /* latent attention: latent rows */
 dim_fn dim_mla_q;                               /* all heads, where there is no latent row for queries */
@@ -182,6 +184,8 @@ enum tensor_need {
     HOLDS_IDS = 1 << 11,         /* the tensor is I32 */
     IS_MATRIX = 1 << 12,         /* of a product, however narrow: any format will do */
     STAYS_IN_FILE = 1 << 13, /* a table too large for memory, rows of which are read when they are needed */
+    NEED_F32 = 1 << 15,      /* several vectors, used as they are */
+    NEED_UNUSED = 1 << 16,   /* may be there, is never read: where the computation does without */
 };
 
 struct tensor_rule {
@@ -245,17 +249,20 @@ extern const struct arch ARCH_DOTS1;
 extern const struct arch ARCH_ERNIE4_5_MOE;
 extern const struct arch ARCH_EXAONE_MOE;
 extern const struct arch ARCH_GEMMA4;
-extern const struct arch ARCH_GLM4MOE;
 extern const struct arch ARCH_GLM_DSA;
+extern const struct arch ARCH_GLM4MOE;
 extern const struct arch ARCH_GPT_OSS;
 extern const struct arch ARCH_GRANITEMOE;
 extern const struct arch ARCH_HUNYUAN_MOE;
+extern const struct arch ARCH_KIMI_LINEAR;
+extern const struct arch ARCH_LFM2MOE;
 extern const struct arch ARCH_LLAMA;
 extern const struct arch ARCH_LLAMA4;
 extern const struct arch ARCH_MIMO2;
 extern const struct arch ARCH_MINIMAX_M2;
 extern const struct arch ARCH_MINIMAX_M3;
 extern const struct arch ARCH_MISTRAL4;
+extern const struct arch ARCH_NEMOTRON_H_MOE;
 extern const struct arch ARCH_OLMOE;
 extern const struct arch ARCH_PHIMOE;
 extern const struct arch ARCH_QWEN2MOE;

@@ -1,6 +1,5 @@
 /* glm-dsa (GLM 5): latent attention to the cells that an index chooses, with an index of its own only in some layers; leading
  * dense layers; sigmoid scores with selection bias; a shared expert. */
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "runtime/arch.h"
@@ -9,11 +8,17 @@
 static const struct tensor_rule RULES[] = {
     {LT_ATTN_NORM, "attn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
     MLA_RULES(NEED_ALWAYS),
-    {LT_INDEX_Q, "indexer.attn_q_b.weight", dim_index_q, dim_mla_q_rank, NEED_OPTIONAL, NULL},
-    {LT_INDEX_K, "indexer.attn_k.weight", dim_index, dim_embd, NEED_OPTIONAL, NULL},
-    {LT_INDEX_K_NORM, "indexer.k_norm.weight", dim_one, dim_index, NEED_OPTIONAL, NULL},
-    {LT_INDEX_K_NORM_BIAS, "indexer.k_norm.bias", dim_one, dim_index, NEED_OPTIONAL, NULL},
-    {LT_INDEX_PROJ, "indexer.proj.weight", dim_index_heads, dim_embd, NEED_OPTIONAL, NULL},
+    {LT_INDEX_Q, "indexer.attn_q_b.weight", dim_index_q, dim_mla_q_rank, NEED_IN_INDEXED, NULL},
+    {LT_INDEX_K, "indexer.attn_k.weight", dim_index, dim_embd, NEED_IN_INDEXED, NULL},
+    {LT_INDEX_K_NORM, "indexer.k_norm.weight", dim_one, dim_index, NEED_IN_INDEXED, NULL},
+    {LT_INDEX_K_NORM_BIAS, "indexer.k_norm.bias", dim_one, dim_index, NEED_IN_INDEXED, NULL},
+    {LT_INDEX_PROJ, "indexer.proj.weight", dim_index_heads, dim_embd, NEED_IN_INDEXED, NULL},
+    /* Some files have copies in layers that take over a choice. */
+    {LT_INDEX_Q, "indexer.attn_q_b.weight", dim_index_q, dim_mla_q_rank, NEED_UNUSED, NULL},
+    {LT_INDEX_K, "indexer.attn_k.weight", dim_index, dim_embd, NEED_UNUSED, NULL},
+    {LT_INDEX_K_NORM, "indexer.k_norm.weight", dim_one, dim_index, NEED_UNUSED, NULL},
+    {LT_INDEX_K_NORM_BIAS, "indexer.k_norm.bias", dim_one, dim_index, NEED_UNUSED, NULL},
+    {LT_INDEX_PROJ, "indexer.proj.weight", dim_index_heads, dim_embd, NEED_UNUSED, NULL},
     {LT_FFN_NORM, "ffn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
     {LT_FFN_GATE, "ffn_gate.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
     {LT_FFN_UP, "ffn_up.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
@@ -65,22 +70,6 @@ static enum ps_status read_types(struct hparams *hp, const struct gguf *gguf, st
     return status;
 }
 
-/* Layers that choose have the tensors for it; in others they are of no use. */
-static enum ps_status check_tensors(const struct hparams *hp, const struct gguf *gguf, struct ps_error *err)
-{
-    static const char *const names[] = {"attn_q_b.weight", "attn_k.weight", "k_norm.weight", "k_norm.bias",
-                                        "proj.weight"};
-    for (uint32_t il = 0; il < hp->n_layers; il++) {
-        for (size_t i = 0; hp->layer[il].index_dim > 0 && i < sizeof(names) / sizeof(names[0]); i++) {
-            char name[64];
-            snprintf(name, sizeof(name), "blk.%u.indexer.%s", il, names[i]);
-            if (!gguf_tensor_find(gguf, name))
-                return ps_error_set(err, PS_ERR_FORMAT, "%s: tensor is missing", name);
-        }
-    }
-    return PS_OK;
-}
-
 static enum ps_status read_index(struct hparams *hp, const struct gguf *gguf, struct ps_error *err)
 {
     const char *arch = ARCH_GLM_DSA.name;
@@ -101,9 +90,7 @@ static enum ps_status read_index(struct hparams *hp, const struct gguf *gguf, st
                             "%s.attention.indexer.key_length: %u is not a multiple of %d up to %d, at least "
                             "%u",
                             arch, index->head_dim, INDEX_DIM_STEP, MAX_INDEX_DIM, hp->rope[0].n_rot);
-    if ((status = read_types(hp, gguf, err)) != PS_OK)
-        return status;
-    return check_tensors(hp, gguf, err);
+    return read_types(hp, gguf, err);
 }
 
 static enum ps_status read_hparams(struct hparams *hp, const struct gguf *gguf, struct ps_error *err)

@@ -85,13 +85,6 @@ struct delta_args {
     const struct weight *w;
 };
 
-static struct matmul_job part_job(struct forward *f, struct acts *acts, const struct weight *w, size_t at)
-{
-    struct matmul_job job = chunk_job(f, acts, w, NULL, f->s.mixer + at);
-    job.out_stride = f->model->hp.mixer_floats;
-    return job;
-}
-
 /* Files of the first converters have all rows of a key head together: query, key, values, gates. */
 static void project_by_head(struct forward *f, const struct delta_args *a, struct acts *acts)
 {
@@ -107,7 +100,7 @@ static void project_by_head(struct forward *f, const struct delta_args *a, struc
     for (uint32_t head = 0; head < p->n_key_heads; head++) {
         for (uint32_t i = 0; i < PARTS; i++, n++) {
             rows[n] = weight_rows(&a->w[LT_SSM_IN], row, n_rows[i]);
-            jobs[n] = part_job(f, acts, &rows[n], starts[i] + (size_t)head * n_rows[i]);
+            jobs[n] = mixer_job(f, acts, &rows[n], starts[i] + (size_t)head * n_rows[i]);
             row += n_rows[i];
         }
         if (n == MAX_JOBS || head + 1 == p->n_key_heads) {
@@ -127,14 +120,14 @@ static void project(struct forward *f, const struct delta_args *a)
     if (w[LT_SSM_IN].format) {
         project_by_head(f, a, &acts);
     } else {
-        jobs[n++] = part_job(f, &acts, &w[LT_QKV], 0);
-        jobs[n++] = part_job(f, &acts, &w[LT_SSM_GATE], a->p.z);
+        jobs[n++] = mixer_job(f, &acts, &w[LT_QKV], 0);
+        jobs[n++] = mixer_job(f, &acts, &w[LT_SSM_GATE], a->p.z);
     }
     if (w[LT_SSM_BETA_ALPHA].format) {
-        jobs[n++] = part_job(f, &acts, &w[LT_SSM_BETA_ALPHA], a->p.mixed);
+        jobs[n++] = mixer_job(f, &acts, &w[LT_SSM_BETA_ALPHA], a->p.mixed);
     } else {
-        jobs[n++] = part_job(f, &acts, &w[LT_SSM_BETA], a->p.mixed);
-        jobs[n++] = part_job(f, &acts, &w[LT_SSM_ALPHA], a->p.mixed + a->p.n_heads);
+        jobs[n++] = mixer_job(f, &acts, &w[LT_SSM_BETA], a->p.mixed);
+        jobs[n++] = mixer_job(f, &acts, &w[LT_SSM_ALPHA], a->p.mixed + a->p.n_heads);
     }
     run_matmuls(f, jobs, n);
 }
@@ -201,14 +194,16 @@ static void mix(struct forward *f, uint32_t layer, const struct delta_args *a)
     float *mixer = f->s.mixer;
     size_t stride = hp->mixer_floats;
     float *window = f->kv->layers[layer].state;
-    run_conv(f, &(struct conv_job){.x = mixer,
-                                   .stride = stride,
-                                   .window = window,
-                                   .window_stride = p->conv,
-                                   .weights = a->w[LT_SSM_CONV].data,
-                                   .channels = p->conv,
-                                   .taps = hp->ssm.conv_kernel,
-                                   .silu = true});
+    run_convs(f,
+              &(struct conv_job){.x = mixer,
+                                 .stride = stride,
+                                 .window = window,
+                                 .window_stride = p->conv,
+                                 .weights = a->w[LT_SSM_CONV].data,
+                                 .channels = p->conv,
+                                 .taps = hp->ssm.conv_kernel,
+                                 .silu = true},
+              1);
     for_each_token(f, prepare_token, (void *)(uintptr_t)a);
     run_recurrence(
         f, &(struct recurrence_job){.n_heads = p->n_heads,

@@ -84,8 +84,8 @@ static void round_heads(void *arg, uint32_t item, unsigned worker)
     uint32_t end = begin + HEADS_PER_ITEM < p->n_head ? begin + HEADS_PER_ITEM : p->n_head;
     uint8_t *row = p->f->s.rounded[p->type] + token * p->act_stride;
     for (uint32_t h = begin; h < end; h++)
-        p->f->model->matmul->act_quantize(p->type, p->x + token * p->x_stride + h * p->x_head_stride,
-                                          row + h * p->act_head_stride, p->w->n_cols);
+        act_quantize(p->f->model->matmul, p->type, p->x + token * p->x_stride + h * p->x_head_stride,
+                     row + h * p->act_head_stride, p->w->n_cols);
 }
 
 static void multiply_head(void *arg, uint32_t item, unsigned worker)

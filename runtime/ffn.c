@@ -18,31 +18,31 @@ size_t ffn_hidden_stride(const struct forward *f, const struct weight *down)
 static const float OAI_ALPHA = 1.702f;
 static const float OAI_LIMIT = 7.0f;
 
-/* gate = activation(gate, up), n values. */
-static void activate(const struct vector_ops *ops, const struct ffn_job *job, float *gate, const float *up,
-                     size_t n)
+/* out = activation(gate, up), n values. */
+static void activate(const struct vector_ops *ops, const struct ffn_job *job, float *out, const float *gate,
+                     const float *up, size_t n)
 {
     switch (job->activation) {
     case FFN_SWIGLU:
         if (job->limit > 0.0f)
-            ops->swiglu_limit(gate, gate, up, job->limit, n);
+            ops->swiglu_limit(out, gate, up, job->limit, n);
         else
-            ops->swiglu(gate, gate, up, n);
+            ops->swiglu(out, gate, up, n);
         return;
     case FFN_SWIGLU_CLAMP:
         if (job->limit > 0.0f)
-            ops->swiglu_clamp(gate, gate, up, job->limit, n);
+            ops->swiglu_clamp(out, gate, up, job->limit, n);
         else
-            ops->swiglu(gate, gate, up, n);
+            ops->swiglu(out, gate, up, n);
         return;
     case FFN_SWIGLU_OAI:
-        ops->swiglu_oai(gate, gate, up, OAI_ALPHA, OAI_LIMIT, n);
+        ops->swiglu_oai(out, gate, up, OAI_ALPHA, OAI_LIMIT, n);
         return;
     case FFN_GEGLU:
-        ops->geglu(gate, gate, up, n);
+        ops->geglu(out, gate, up, n);
         return;
     case FFN_RELU_SQUARED:
-        ops->relu_squared(gate, up, n);
+        ops->relu_squared(out, up, n);
         return;
     }
 }
@@ -58,25 +58,35 @@ static void ffn_product(const struct forward *f, const struct weight *w, const v
     finish_rows(model->ops, bias, scale, begin, end, n, out, width);
 }
 
-/* Hidden rows [begin, end) of tokens [t0, t0 + n). */
-static void ffn_tile(const struct forward *f, const struct ffn_job *job, uint64_t begin, uint64_t end,
-                     uint32_t t0, uint32_t n, float *tiles)
+/* All of a job's tokens times a strip of n gate and up rows; hidden[t] begins at out + t * FFN_TILE_ROWS. */
+static void ffn_strip(const struct forward *f, const struct ffn_job *job, uint64_t begin, uint64_t n,
+                      float *strips, float *out)
 {
-    const struct ps_model *model = f->model;
-    size_t width = end - begin;
-    float *gate = tiles;
-    float *up = tiles + (size_t)n * width;
+    float *gate = strips;
+    float *up = strips + job->n_tokens * n;
     if (job->gate.format)
-        ffn_product(f, &job->gate, (const uint8_t *)job->gate_acts + t0 * job->gate_stride, job->gate_stride,
-                    job->gate_bias, job->gate_scale, begin, end, n, gate);
-    ffn_product(f, &job->up, (const uint8_t *)job->up_acts + t0 * job->up_stride, job->up_stride,
-                job->up_bias, job->up_scale, begin, end, n, up);
-    activate(model->ops, job, gate, up, n * width);
-    enum act_type type = model_act_type(model, &job->down);
+        ffn_product(f, &job->gate, job->gate_acts, job->gate_stride, job->gate_bias, job->gate_scale, begin,
+                    begin + n, job->n_tokens, gate);
+    ffn_product(f, &job->up, job->up_acts, job->up_stride, job->up_bias, job->up_scale, begin, begin + n,
+                job->n_tokens, up);
+    for (uint32_t t = 0; t < job->n_tokens; t++)
+        activate(f->model->ops, job, out + (size_t)t * FFN_TILE_ROWS, gate + t * n, up + t * n, n);
+}
+
+/* Hidden rows [begin, end). The weights of a row are unpacked in one call, with all tokens: a strip at a time where there
+ * are many, so that what stands in between stays in the cache. */
+static void ffn_tile(const struct forward *f, const struct ffn_job *job, uint64_t begin, uint64_t end,
+                     float *tiles)
+{
+    float *strips = tiles + (size_t)job->n_tokens * FFN_TILE_ROWS;
+    uint64_t strip = ffn_strip_rows(job->n_tokens);
+    for (uint64_t row = begin; row < end; row += strip)
+        ffn_strip(f, job, row, end - row < strip ? end - row : strip, strips, tiles + (row - begin));
+    enum act_type type = model_act_type(f->model, &job->down);
     size_t stride = ffn_hidden_stride(f, &job->down);
-    for (uint32_t t = 0; t < n; t++)
-        model->matmul->act_quantize(type, gate + t * width,
-                                    job->hidden + (t0 + t) * stride + act_row_bytes(type, begin), width);
+    for (uint32_t t = 0; t < job->n_tokens; t++)
+        act_quantize(f->model->matmul, type, tiles + (size_t)t * FFN_TILE_ROWS,
+                     job->hidden + t * stride + act_row_bytes(type, begin), end - begin);
 }
 
 static void ffn_chunk(void *arg, uint32_t chunk, unsigned worker)
@@ -89,11 +99,7 @@ static void ffn_chunk(void *arg, uint32_t chunk, unsigned worker)
     const struct ffn_job *job = &region->jobs[j];
     uint64_t begin = (uint64_t)(chunk - region->first_chunk[j]) * FFN_TILE_ROWS;
     uint64_t end = begin + FFN_TILE_ROWS < job->up.n_rows ? begin + FFN_TILE_ROWS : job->up.n_rows;
-    float *tiles = f->s.tiles + worker * f->s.tile_floats;
-    for (uint32_t t0 = 0; t0 < job->n_tokens; t0 += FFN_TILE_TOKENS) {
-        uint32_t n = job->n_tokens - t0 < FFN_TILE_TOKENS ? job->n_tokens - t0 : FFN_TILE_TOKENS;
-        ffn_tile(f, job, begin, end, t0, n, tiles);
-    }
+    ffn_tile(f, job, begin, end, f->s.tiles + worker * f->s.tile_floats);
 }
 
 void run_ffns(struct forward *f, const struct ffn_job *jobs, uint32_t n)
@@ -127,6 +133,11 @@ void run_chunk_ffn(struct forward *f, struct acts *acts, struct ffn_job job, flo
     run_ffns(f, &job, 1);
 }
 
+static const float *bias_of(const struct weight *w)
+{
+    return w->format ? w->data : NULL;
+}
+
 void block_dense_ffn(struct forward *f, uint32_t layer, const struct ffn_options *options)
 {
     const struct hparams *hp = &f->model->hp;
@@ -139,6 +150,8 @@ void block_dense_ffn(struct forward *f, uint32_t layer, const struct ffn_options
     struct ffn_job job = {.gate = w[LT_FFN_GATE],
                           .up = w[LT_FFN_UP],
                           .down = w[LT_FFN_DOWN],
+                          .up_bias = bias_of(&w[LT_FFN_UP_BIAS]),
+                          .down_bias = bias_of(&w[LT_FFN_DOWN_BIAS]),
                           .activation = options->activation,
                           .limit = hp->layer[layer].shared_swiglu_limit};
     run_chunk_ffn(f, &acts, job, f->s.branch);

@@ -53,9 +53,8 @@ static void round_token(void *arg, uint32_t token, unsigned worker)
     (void)worker;
     const struct round_args *a = arg;
     const struct acts *acts = a->acts;
-    a->kernels->act_quantize(a->type, acts->x + token * acts->stride,
-                             acts->rounded[a->type] + token * act_row_bytes(a->type, acts->n_cols),
-                             acts->n_cols);
+    act_quantize(a->kernels, a->type, acts->x + token * acts->stride,
+                 acts->rounded[a->type] + token * act_row_bytes(a->type, acts->n_cols), acts->n_cols);
 }
 
 const void *acts_for(struct forward *f, struct acts *acts, const struct weight *w, size_t *stride)
@@ -245,6 +244,11 @@ const struct hparams *hparams_of(const struct forward *f)
 bool layer_is_moe(const struct forward *f, uint32_t layer)
 {
     return f->model->layers[layer].moe;
+}
+
+bool layer_attends(const struct forward *f, uint32_t layer)
+{
+    return !layer_is_recurrent(f, layer) && f->model->hp.layer[layer].n_kv_head > 0;
 }
 
 bool layer_is_recurrent(const struct forward *f, uint32_t layer)

@@ -51,6 +51,16 @@ struct delta_net_options {
 
 /* x += gated delta net(norm(x)): its state in the KV cache. */
 void block_delta_net(struct forward *f, uint32_t layer, const struct delta_net_options *options);
+
+/* x += Kimi delta attention(norm(x)): its state in the KV cache. */
+void block_kda(struct forward *f, uint32_t layer);
+
+/* x += Mamba-2(norm(x)): its state in the KV cache. */
+void block_mamba2(struct forward *f, uint32_t layer);
+
+/* x += short convolution(norm(x)): the last inputs of the convolution in the KV cache. */
+void block_short_conv(struct forward *f, uint32_t layer);
+
 struct mla_options {
     enum rope_pairs rope; /* of the last n_rot values of q and of the key that all heads share */
     bool scale_q;         /* by hparams.temperature */
@@ -89,7 +99,8 @@ struct moe_options {
     float *out;                /* [n_tokens][n_embd] gets the sum, which is then not added to x; NULL: x */
 };
 
-/* x += sum of chosen experts by weight, in router rank order, on norm(x). Scores, groups and normalization of weights are
+/* x += sum of chosen experts by weight, in router rank order, on norm(x), or between two products where the layer has those for
+ * a latent row. Scores, groups and normalization of weights are
  * hyperparameters. Where the layer has a shared expert it is added, scaled by sigmoid(x . shared router) if there is
  * one. */
 enum ps_status block_moe(struct forward *f, uint32_t layer, const struct moe_options *options,
@@ -97,6 +108,8 @@ enum ps_status block_moe(struct forward *f, uint32_t layer, const struct moe_opt
 
 /* Whether a layer has routed experts. */
 bool layer_is_moe(const struct forward *f, uint32_t layer);
+/* Whether it keeps keys and values. */
+bool layer_attends(const struct forward *f, uint32_t layer);
 /* Whether it keeps a state instead of keys and values. */
 bool layer_is_recurrent(const struct forward *f, uint32_t layer);
 /* block_moe or block_dense_ffn, as the layer is. */

@@ -401,6 +401,7 @@ static enum ps_status read_experts(struct hparams *hp, const struct gguf *gguf, 
     if (hp->n_expert > 0 && (hp->n_expert_used == 0 || hp->n_expert_used > hp->n_expert))
         return ps_error_set(err, PS_ERR_FORMAT, "%s.expert_used_count: %u is not within 1..%u experts",
                             arch->name, hp->n_expert_used, hp->n_expert);
+    hp->n_embd_expert = hp->n_embd;
     hp->n_ff_expert = hp->n_expert > 0 ? hp->layer[0].n_ff : 0;
     if ((status = hparam_u32(gguf, arch->name, "expert_feed_forward_length", false, &hp->n_ff_expert, err)) !=
             PS_OK ||
@@ -479,6 +480,8 @@ enum ps_status hparams_rope_sections(struct hparams *hp, const struct gguf *gguf
                                 sections[i]);
         rope->section_pairs += sections[i];
     }
+    if (rope->section_pairs == 0)
+        return ps_error_set(err, PS_ERR_FORMAT, "%s.rope.dimension_sections: all are empty", arch);
     memcpy(rope->section, sections, sizeof(rope->section));
     return PS_OK;
 }
@@ -522,7 +525,8 @@ static enum ps_status check_layer(const struct hparams *hp, const char *arch, ui
                                   struct ps_error *err)
 {
     const struct layer_hparams *layer = &hp->layer[il];
-    if (layer->n_head > MAX_WIDTH || layer->n_kv_head > MAX_WIDTH || layer->n_ff > MAX_WIDTH)
+    if (hp->n_embd_expert > MAX_WIDTH || layer->n_head > MAX_WIDTH || layer->n_kv_head > MAX_WIDTH ||
+        layer->n_ff > MAX_WIDTH)
         return ps_error_set(err, PS_ERR_FORMAT, "%s: layer %u: heads or widths are out of range", arch, il);
     if (layer->recurrent || layer->n_kv_head == 0)
         return PS_OK;

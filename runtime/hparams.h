@@ -129,6 +129,7 @@ struct hparams {
     struct rope_hparams rope[MAX_ROPES];
 
     uint32_t n_expert, n_expert_used;
+    uint32_t n_embd_expert; /* width of what experts take and give: n_embd, or that of a latent row */
     uint32_t n_ff_expert, n_ff_shared;              /* 0: none */
     uint32_t n_expert_groups, n_expert_groups_used; /* 1, 1: experts are chosen among all */
     enum gating gating;
@@ -185,6 +186,7 @@ enum ps_status hparams_windows(struct hparams *hp, const struct gguf *gguf, cons
 /* Interleaved sections of rope 0, from the key rope.dimension_sections. For a family's hparams function. */
 enum ps_status hparams_rope_sections(struct hparams *hp, const struct gguf *gguf, const char *arch,
                                      struct ps_error *err);
+
 /* Latent attention, in all layers with attention that are not recurrent: hp->mla, the layers' heads as the cache has them, the
  * scale of attention with YaRN, room in scratch.mixer; whether the tensors for it are there. Files from before attn_kv_b was
  * split have no head sizes of their own for it: their keys and values are cached per head. For a family's hparams function.

@@ -51,8 +51,8 @@ static enum ps_status make_weight(const struct ps_model *model, const struct ggu
     enum ps_status status = ids ? PS_OK : find_format(tensor->name, tensor->type, &format, err);
     if (status != PS_OK)
         return status;
-    bool small = (rule->rows == dim_one || cols < MIN_MATRIX_COLS) && !(rule->need & IS_MATRIX);
-    if (!ids && small && tensor->type != BLOCK_F32)
+    bool small = rule->rows == dim_one || cols < MIN_MATRIX_COLS || (rule->need & NEED_F32);
+    if (!ids && small && !(rule->need & IS_MATRIX) && tensor->type != BLOCK_F32)
         return ps_error_set(err, PS_ERR_UNSUPPORTED, "%s: a vector in %s is not supported, only f32",
                             tensor->name, format->name);
     *w = (struct weight){.format = format,
@@ -117,17 +117,19 @@ static enum ps_status bind_rule(struct binding *binding, struct group_place *pla
     snprintf(name, sizeof(name), "%s%s", place->prefix, rule->name);
     const struct gguf_tensor *tensor = gguf_tensor_find(model->gguf, name);
     if (!tensor) {
-        if (!(rule->need & NEED_OPTIONAL))
+        if (!(rule->need & (NEED_OPTIONAL | NEED_UNUSED)))
             return ps_error_set(err, PS_ERR_FORMAT, "%s: tensor is missing", name);
         return PS_OK;
     }
+    uint32_t index = (uint32_t)(tensor - gguf_tensor_at(model->gguf, 0));
+    binding->claimed[index] = true;
+    if (rule->need & NEED_UNUSED)
+        return PS_OK;
     struct weight *w = &place->weights[rule->id];
     enum ps_status status = make_weight(model, tensor, rule, place->l, w, err);
     if (status != PS_OK)
         return status;
     model->act_mask |= 1u << w->format->act;
-    uint32_t index = (uint32_t)(tensor - gguf_tensor_at(model->gguf, 0));
-    binding->claimed[index] = true;
     if (rule->need & STAYS_IN_FILE) {
         model->stored = (struct stored_rows){.file = tensor->file, .offset = tensor->offset, .rows = *w};
         return PS_OK;
@@ -246,18 +248,21 @@ static enum ps_status check_experts(struct ps_model *model, uint32_t il, struct 
     enum ps_status status;
     if (shards->slice[SHARD_GATE_UP].present)
         status = check_slice(model, il, SHARD_GATE_UP, "ffn_gate_up_exps.weight", 2ull * hp->n_ff_expert,
-                             hp->n_embd, err);
+                             hp->n_embd_expert, err);
     else
-        status = check_slice(model, il, SHARD_UP, "ffn_up_exps.weight", hp->n_ff_expert, hp->n_embd, err);
+        status =
+            check_slice(model, il, SHARD_UP, "ffn_up_exps.weight", hp->n_ff_expert, hp->n_embd_expert, err);
     if (status == PS_OK && !shards->slice[SHARD_GATE_UP].present && !model->arch->ungated_experts)
-        status = check_slice(model, il, SHARD_GATE, "ffn_gate_exps.weight", hp->n_ff_expert, hp->n_embd, err);
+        status = check_slice(model, il, SHARD_GATE, "ffn_gate_exps.weight", hp->n_ff_expert,
+                             hp->n_embd_expert, err);
     else if (status == PS_OK && model->arch->ungated_experts &&
              (shards->slice[SHARD_GATE].present || shards->slice[SHARD_GATE_UP].present))
         return ps_error_set(err, PS_ERR_UNSUPPORTED,
                             "blk.%u: '%s' has experts without a gate, these have one", il, model->arch->name);
     if (status != PS_OK)
         return status;
-    return check_slice(model, il, SHARD_DOWN, "ffn_down_exps.weight", hp->n_embd, hp->n_ff_expert, err);
+    return check_slice(model, il, SHARD_DOWN, "ffn_down_exps.weight", hp->n_embd_expert, hp->n_ff_expert,
+                       err);
 }
 
 bool model_skips_tensor(const struct ps_model *model, const char *name)

@@ -111,13 +111,13 @@ static const void *pack_rows(struct moe_layer *m, const struct weight *w, uint32
     enum act_type type = model_act_type(f->model, w);
     uint8_t *packed = f->s.packed[type];
     if (m->options->weigh_input) {
-        float *weighed = f->s.weighed + (size_t)worker * f->model->hp.n_embd;
+        float *weighed = f->s.weighed + (size_t)worker * f->model->hp.n_embd_expert;
         for (uint32_t i = 0; i < n; i++) {
             uint32_t pair = f->s.row_pair[first + i];
             const float *x = m->acts->x + f->s.pair_token[first + i] * m->acts->stride;
-            f->model->ops->scale(weighed, x, f->s.weights[pair], f->model->hp.n_embd);
-            f->model->matmul->act_quantize(type, weighed, packed + (first + i) * *stride,
-                                           f->model->hp.n_embd);
+            f->model->ops->scale(weighed, x, f->s.weights[pair], f->model->hp.n_embd_expert);
+            act_quantize(f->model->matmul, type, weighed, packed + (first + i) * *stride,
+                         f->model->hp.n_embd_expert);
         }
         return packed + first * *stride;
     }
@@ -178,7 +178,7 @@ static void make_job(void *arg, uint32_t j, unsigned worker)
             same_form ? job->up_acts : pack_rows(m, &m->gate, first, n, worker, &job->gate_stride);
     }
     job->hidden = f->s.expert_hidden + first * ffn_hidden_stride(f, &m->down);
-    job->out = f->s.expert_out + (size_t)first * f->model->hp.n_embd;
+    job->out = f->s.expert_out + (size_t)first * f->model->hp.n_embd_expert;
 }
 
 static void compute_views(struct moe_layer *m, const struct expert_view *views, uint32_t n)
@@ -218,26 +218,35 @@ static void compute_shared(struct forward *f, uint32_t layer, const struct moe_o
 struct sum_args {
     const struct layer *layer;
     const struct moe_options *options;
+    float *experts; /* [n_tokens][n_embd_expert] gets their sum, */
+    float *out;     /* [n_tokens][n_embd] the whole */
 };
 
-/* The sum of a token's experts goes to options->out, or into normed: its input is not needed any more. */
-static void sum_token(struct forward *f, uint32_t token, void *arg)
+static void sum_experts(struct forward *f, uint32_t token, void *arg)
 {
     const struct sum_args *a = arg;
-    const struct weight *w = a->layer->w;
     const struct vector_ops *ops = f->model->ops;
     uint32_t k = f->model->params.top_k;
-    size_t n = f->model->hp.n_embd;
+    size_t n = f->model->hp.n_embd_expert;
     const uint32_t *ids = f->s.chosen + (size_t)token * k;
     const uint32_t *rows = f->s.pair_row + (size_t)token * k;
     const float *weights = f->s.weights + (size_t)token * k;
-    float *sum = (a->options->out ? a->options->out : f->s.normed) + token * n;
+    float *sum = a->experts + token * n;
     bool weighed = a->options->weigh_input;
     ops->scale(sum, f->s.expert_out + rows[0] * n, weighed ? 1.0f : weights[0], n);
     for (uint32_t i = 1; i < k; i++) {
         if (ids[i] != LOSSY_NO_EXPERT)
             ops->axpy(sum, f->s.expert_out + rows[i] * n, weighed ? 1.0f : weights[i], n);
     }
+}
+
+static void add_shared(struct forward *f, uint32_t token, void *arg)
+{
+    const struct sum_args *a = arg;
+    const struct weight *w = a->layer->w;
+    const struct vector_ops *ops = f->model->ops;
+    size_t n = f->model->hp.n_embd;
+    float *sum = a->out + token * n;
     if (w[LT_SHARED_UP].format) {
         float gate = w[LT_SHARED_ROUTER].format ? 1.0f / (1.0f + expf(-f->s.shared_gate[token])) : 1.0f;
         ops->axpy(sum, f->s.branch + token * n, gate, n);
@@ -246,13 +255,39 @@ static void sum_token(struct forward *f, uint32_t token, void *arg)
         ops->scale(sum, sum, a->options->output_scale, n);
 }
 
+static void sum_token(struct forward *f, uint32_t token, void *arg)
+{
+    sum_experts(f, token, arg);
+    add_shared(f, token, arg);
+}
+
+/* The sum goes to options->out, or into normed: its input is not needed any more. */
+static void sum_all(struct forward *f, uint32_t layer, const struct moe_options *options)
+{
+    const struct weight *up = &f->model->layers[layer].w[LT_LATENT_UP];
+    struct sum_args args = {.layer = &f->model->layers[layer], .options = options};
+    args.out = args.experts = options->out ? options->out : f->s.normed;
+    if (!up->format) {
+        for_each_token(f, sum_token, &args);
+        return;
+    }
+    args.experts = f->s.latent;
+    for_each_token(f, sum_experts, &args);
+    struct acts acts = acts_of(f, f->s.latent, up->n_cols, f->n_tokens, up->n_cols);
+    struct matmul_job job = chunk_job(f, &acts, up, NULL, args.out);
+    run_matmuls(f, &job, 1);
+    for_each_token(f, add_shared, &args);
+}
+
+/* acts: of the router's input and the shared expert; expert_acts: of the others, which may take the same. The shared expert is
+ * done before the others begin, for both sets of rows are rounded in one place. */
 static enum ps_status stream_experts(struct forward *f, uint32_t layer, const struct moe_options *options,
-                                     struct acts *acts, struct ps_error *err)
+                                     struct acts *acts, struct acts *expert_acts, struct ps_error *err)
 {
     struct expert_cache *cache = f->model->cache;
     uint32_t n_distinct = group_by_expert(f);
     struct moe_layer m;
-    moe_layer_init(&m, f, layer, options, acts);
+    moe_layer_init(&m, f, layer, options, expert_acts);
     struct expert_set set;
     expert_set_begin(cache, &set, layer, f->s.expert_ids, n_distinct, f->token_clock + f->n_tokens);
     predict_ahead(f, (int)layer, PREDICT_AT_ROUTER);
@@ -274,6 +309,17 @@ static enum ps_status stream_experts(struct forward *f, uint32_t layer, const st
     return expert_set_end(cache, &set, err);
 }
 
+/* The row that experts take in place of normed, where there is a product for it. */
+static struct acts latent_acts(struct forward *f, const struct weight *down, struct acts *acts)
+{
+    if (!down->format)
+        return (struct acts){0};
+    struct matmul_job job = chunk_job(f, acts, down, NULL, f->s.latent);
+    run_matmuls(f, &job, 1);
+    step_part_done(&f->parts, PS_PART_TRUNK);
+    return acts_of(f, f->s.latent, down->n_rows, f->n_tokens, down->n_rows);
+}
+
 enum ps_status block_moe(struct forward *f, uint32_t layer, const struct moe_options *options,
                          struct ps_error *err)
 {
@@ -293,12 +339,12 @@ enum ps_status block_moe(struct forward *f, uint32_t layer, const struct moe_opt
         predictor_observe(f->model->predictor, f, layer);
     if (lossy_choose(f, layer))
         weigh_again(f);
-    status = stream_experts(f, layer, options, &acts, err);
+    struct acts latent = latent_acts(f, &w[LT_LATENT_DOWN], &acts);
+    status = stream_experts(f, layer, options, &acts, w[LT_LATENT_DOWN].format ? &latent : &acts, err);
     if (status != PS_OK)
         return status;
     step_part_done(&f->parts, PS_PART_OTHER);
-    struct sum_args args = {.layer = &f->model->layers[layer], .options = options};
-    for_each_token(f, sum_token, &args);
+    sum_all(f, layer, options);
     step_part_done(&f->parts, PS_PART_EXPERTS);
     if (options->out)
         return PS_OK;

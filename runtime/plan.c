@@ -17,6 +17,8 @@ enum {
     /* Measured growth between planning and the end of a run: code touched for the first time, stdio, statistics. */
     PROCESS_GROWTH = 384 * KIB,
     THREAD_STACK = 16 * KIB, /* touched part, per compute or reader thread */
+    TILE_STACK =
+        96 * KIB, /* beside it, per compute thread: unpacked rows of products for more than one token */
     READER_BYTES = 96 * KIB,
     /* Named minima: this is added, as resident size differs from start to start, and they are rounded up. */
     MINIMUM_MARGIN = 160 * KIB,
@@ -77,7 +79,8 @@ static uint64_t fixed_bytes(const struct ps_model *model, const struct ps_model_
     plan->chunk = chunk;
     plan->kv = kv_cache_bytes(&model->hp, (enum kv_type)r->kv, r->ctx, chunk);
     plan->activations = scratch_layout(&scratch, NULL, model, r, chunk, r->threads) +
-                        (uint64_t)VOCAB_ROWS * model->hp.n_vocab * sizeof(float);
+                        (uint64_t)VOCAB_ROWS * model->hp.n_vocab * sizeof(float) +
+                        (chunk > 1 ? (uint64_t)r->threads * TILE_STACK : 0);
     return plan->process + plan->activations + plan->io + plan->kv;
 }
 

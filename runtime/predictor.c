@@ -320,7 +320,7 @@ static uint32_t router_logits(struct predictor *p, struct forward *f, const stru
     for (uint32_t i = 0; i < n; i++) {
         const float *x = f->s.x + (uint64_t)sampled_token(i, n, f->n_tokens) * width;
         norm_row(model, copy->norm, copy->has_norm_bias ? copy->norm + width : NULL, x, p->row);
-        model->matmul->act_quantize(type, p->row, p->acts + i * stride, width);
+        act_quantize(model->matmul, type, p->row, p->acts + i * stride, width);
     }
     if (n == 1) { /* a few microseconds: less than it takes to share the work */
         model->matmul->matmul(&copy->router, 0, copy->router.n_rows, type, p->acts, stride, 1, p->logits,

@@ -7,7 +7,7 @@
 
 /* ---- hyperparameters ---- */
 
-enum { MAX_INNER = 1 << 20, MAX_MIXER = 1 << 24 };
+enum { MAX_MIXER = 1 << 24 };
 
 enum ps_status hparams_taps(struct hparams *hp, const struct gguf *gguf, const char *arch, const char *suffix,
                             struct ps_error *err)
@@ -30,7 +30,7 @@ enum ps_status hparams_ssm(struct hparams *hp, const struct gguf *gguf, const ch
         (status = hparam_u32(gguf, arch, "ssm.group_count", true, &s->group_count, err)) != PS_OK ||
         (status = hparam_u32(gguf, arch, "ssm.time_step_rank", true, &s->time_step_rank, err)) != PS_OK)
         return status;
-    if (s->inner_size == 0 || s->inner_size > MAX_INNER || s->state_size == 0 ||
+    if (s->inner_size == 0 || s->inner_size > MAX_SSM_INNER || s->state_size == 0 ||
         s->state_size > MAX_STATE_DIM || s->group_count == 0 || s->time_step_rank == 0)
         return ps_error_set(err, PS_ERR_FORMAT,
                             "%s.ssm: inner size %u, state size %u, %u groups, rank %u: out of range", arch,
@@ -96,7 +96,8 @@ enum { CONV_CHANNELS = 256 }; /* per work item */
 
 struct conv_region {
     struct forward *f;
-    const struct conv_job *job;
+    const struct conv_job *jobs;
+    uint32_t first_chunk[MAX_CONVS + 1];
 };
 
 /* Input rows of token t: row t of the window and the chunk, one after the other. */
@@ -115,9 +116,12 @@ static void conv_chunk(void *arg, uint32_t chunk, unsigned worker)
 {
     (void)worker;
     const struct conv_region *region = arg;
-    const struct conv_job *job = region->job;
     struct forward *f = region->f;
-    uint32_t first = chunk * CONV_CHANNELS;
+    uint32_t j = 0;
+    while (chunk >= region->first_chunk[j + 1])
+        j++;
+    const struct conv_job *job = &region->jobs[j];
+    uint32_t first = (chunk - region->first_chunk[j]) * CONV_CHANNELS;
     uint32_t n = job->channels - first < CONV_CHANNELS ? job->channels - first : CONV_CHANNELS;
     float weights[MAX_CONV_TAPS * CONV_CHANNELS]; /* [taps][n] */
     float window[MAX_CONV_TAPS * CONV_CHANNELS];
@@ -141,10 +145,13 @@ static void conv_chunk(void *arg, uint32_t chunk, unsigned worker)
         memcpy(job->window + row * job->window_stride + first, window + row * n, n * sizeof(*window));
 }
 
-void run_conv(struct forward *f, const struct conv_job *job)
+void run_convs(struct forward *f, const struct conv_job *jobs, uint32_t n)
 {
-    struct conv_region region = {.f = f, .job = job};
-    run_region(f, conv_chunk, &region, (job->channels + CONV_CHANNELS - 1) / CONV_CHANNELS);
+    struct conv_region region = {.f = f, .jobs = jobs};
+    for (uint32_t j = 0; j < n; j++)
+        region.first_chunk[j + 1] =
+            region.first_chunk[j] + (jobs[j].channels + CONV_CHANNELS - 1) / CONV_CHANNELS;
+    run_region(f, conv_chunk, &region, region.first_chunk[n]);
 }
 
 /* ---- recurrences ---- */
@@ -196,6 +203,13 @@ void normalize_heads(const struct forward *f, float *row, uint32_t n_heads, uint
         float length = sqrtf(ops->dot(x, x, head_dim));
         ops->scale(x, x, scale / fmaxf(length, f->model->hp.norm_eps), head_dim);
     }
+}
+
+struct matmul_job mixer_job(struct forward *f, struct acts *acts, const struct weight *w, size_t at)
+{
+    struct matmul_job job = chunk_job(f, acts, w, NULL, f->s.mixer + at);
+    job.out_stride = f->model->hp.mixer_floats;
+    return job;
 }
 
 void mixer_product(struct forward *f, const struct weight *w, size_t at)

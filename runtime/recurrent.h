@@ -13,9 +13,11 @@
 #include "kernels/recurrence.h"
 #include "runtime/hparams.h"
 
+struct acts;
 struct forward;
+struct matmul_job;
 
-enum { MAX_CONV_TAPS = 16, MAX_STATE_DIM = 4096 };
+enum { MAX_CONV_TAPS = 16, MAX_CONVS = 3, MAX_STATE_DIM = 4096, MAX_SSM_INNER = 1 << 20 };
 
 /* Reads and checks ssm.conv_kernel, .inner_size, .state_size, .group_count and .time_step_rank: heads (the rank) divide the inner
  * size, groups the heads. */
@@ -38,6 +40,22 @@ enum ps_status hparams_delta_net(struct hparams *hp, const struct gguf *gguf, co
 #define HPARAMS_DELTA_NET_KEYS HPARAMS_SSM_KEYS, "full_attention_interval", "attention.recurrent_layers"
 dim_fn dim_delta_qkvz, dim_delta_beta_alpha;
 
+/* Short convolutions, in layers without key heads: shortconv.l_cache. */
+enum ps_status hparams_short_conv(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                                  struct ps_error *err);
+dim_fn dim_short_conv; /* b, c and x */
+
+/* Mamba-2: the ssm keys. */
+enum ps_status hparams_mamba2(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                              struct ps_error *err);
+uint64_t mamba2_state_floats(const struct hparams *hp);
+dim_fn dim_mamba2_in, dim_ssm_groups, dim_ssm_group; /* values per group */
+
+/* Kimi delta attention, in layers without key heads: ssm.conv_kernel and kda.head_dim; as many heads as attention has. */
+enum ps_status hparams_kda(struct hparams *hp, const struct gguf *gguf, const char *arch,
+                           struct ps_error *err);
+dim_fn dim_kda_head;
+
 dim_fn dim_taps, dim_ssm_inner, dim_ssm_heads, dim_ssm_head;
 dim_fn dim_ssm_conv; /* channels of the convolution: inner, and a key and a query per group */
 
@@ -52,7 +70,8 @@ struct conv_job {
     uint32_t channels, taps;
     bool silu; /* of the sum */
 };
-void run_conv(struct forward *f, const struct conv_job *job);
+/* n <= MAX_CONVS. */
+void run_convs(struct forward *f, const struct conv_job *jobs, uint32_t n);
 
 /* The recurrence of all heads. */
 struct recurrence_job {
@@ -68,6 +87,8 @@ void run_recurrence(struct forward *f, const struct recurrence_job *job);
 void normalize_heads(const struct forward *f, float *row, uint32_t n_heads, uint32_t head_dim, float scale);
 /* scratch.branch = w times the rows at `at` of scratch.mixer. */
 void mixer_product(struct forward *f, const struct weight *w, size_t at);
+/* The job for all rows of acts, whose product goes to the rows at `at` of scratch.mixer. */
+struct matmul_job mixer_job(struct forward *f, struct acts *acts, const struct weight *w, size_t at);
 /* x += w times the rows at `at` of scratch.mixer. */
 void mixer_output(struct forward *f, uint32_t layer, const struct weight *w, size_t at);
 

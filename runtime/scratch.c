@@ -32,17 +32,47 @@ static uint32_t rounded_types(const struct ps_model *model, const struct ps_mode
     return params->activations == PS_ACTIVATIONS_F32 ? 0 : model->act_mask & ~(1u << ACT_F32);
 }
 
-/* A row of n hidden values in the largest form it can take; widths that are no whole number of blocks of a type are
- * never the input of a weight of that type. */
-static uint64_t widest_row(uint64_t n)
-{
-    return n * sizeof(float);
-}
-
 static uint64_t rounded_row(enum act_type type, uint64_t n)
 {
     uint32_t block = act_block_values(type);
     return act_row_bytes(type, (n + block - 1) / block * block);
+}
+
+static uint64_t hidden_row(const struct weight *down, const struct ps_model_params *params)
+{
+    if (!down->format)
+        return 0;
+    return act_row_bytes(params->activations == PS_ACTIVATIONS_F32 ? ACT_F32 : down->format->act,
+                         down->n_cols);
+}
+
+/* Bytes of the longest row of hidden values that a dense or shared FFN rounds for its down product; of experts. */
+static uint64_t trunk_hidden_row(const struct ps_model *model, const struct ps_model_params *params)
+{
+    uint64_t bytes = 0;
+    for (uint32_t il = 0; il < model->hp.n_layers; il++) {
+        bytes = max_u64(bytes, hidden_row(&model->layers[il].w[LT_FFN_DOWN], params));
+        bytes = max_u64(bytes, hidden_row(&model->layers[il].w[LT_SHARED_DOWN], params));
+    }
+    return bytes;
+}
+
+static uint64_t expert_hidden_row(const struct ps_model *model, const struct ps_model_params *params)
+{
+    uint64_t bytes = 0;
+    for (uint32_t il = 0; il < model->hp.n_layers; il++) {
+        if (model->layers[il].moe) {
+            struct weight down = model_expert_weight(model, il, SHARD_DOWN);
+            bytes = max_u64(bytes, hidden_row(&down, params));
+        }
+    }
+    return bytes;
+}
+
+/* What a thread needs for the FFN tile of n_tokens tokens: hidden rows, and strips of gate and up. */
+static uint64_t ffn_tile_floats(uint64_t n_tokens)
+{
+    return n_tokens * (FFN_TILE_ROWS + 2 * ffn_strip_rows(n_tokens));
 }
 
 /* Tiles and partial results of attention: the most that any layer's shape asks for. */
@@ -159,10 +189,22 @@ static void take_attention(struct scratch *s, struct bump *bump, const struct ps
     take_index(s, bump, hp, T, threads, ctx);
 }
 
-static void take_experts(struct scratch *s, struct bump *bump, const struct hparams *hp, uint64_t T,
-                         uint32_t top_k, uint32_t threads, uint32_t types, bool packs_f32)
+static bool has_latent_experts(const struct ps_model *model)
 {
-    uint64_t P = T * top_k;
+    for (uint32_t il = 0; il < model->hp.n_layers; il++) {
+        if (model->layers[il].w[LT_LATENT_DOWN].format)
+            return true;
+    }
+    return false;
+}
+
+static void take_experts(struct scratch *s, struct bump *bump, const struct ps_model *model,
+                         const struct ps_model_params *params, uint64_t T, uint32_t threads)
+{
+    const struct hparams *hp = &model->hp;
+    uint32_t types = rounded_types(model, params);
+    bool packs_f32 = params->activations == PS_ACTIVATIONS_F32 || (model->act_mask >> ACT_F32 & 1);
+    uint64_t P = T * params->top_k;
     s->router = take_floats(bump, T * hp->n_expert);
     s->preference = take_floats(bump, T * hp->n_expert);
     s->chosen = take(bump, P * sizeof(*s->chosen));
@@ -174,13 +216,14 @@ static void take_experts(struct scratch *s, struct bump *bump, const struct hpar
     s->pair_row = take(bump, P * sizeof(*s->pair_row));
     s->row_pair = take(bump, P * sizeof(*s->row_pair));
     s->lossy_flags = take(bump, hp->n_expert);
-    s->weighed = take_floats(bump, (uint64_t)threads * hp->n_embd);
+    s->weighed = take_floats(bump, (uint64_t)threads * hp->n_embd_expert);
+    s->latent = has_latent_experts(model) ? take_floats(bump, T * hp->n_embd_expert) : NULL;
     for (int type = 0; type < ACT_N_TYPES; type++) {
         bool used = type == ACT_F32 ? packs_f32 : (types >> type & 1) != 0;
-        s->packed[type] = used ? take(bump, P * rounded_row((enum act_type)type, hp->n_embd)) : NULL;
+        s->packed[type] = used ? take(bump, P * rounded_row((enum act_type)type, hp->n_embd_expert)) : NULL;
     }
-    s->expert_hidden = take(bump, P * widest_row(hp->n_ff_expert));
-    s->expert_out = take_floats(bump, P * hp->n_embd);
+    s->expert_hidden = take(bump, P * expert_hidden_row(model, params));
+    s->expert_out = take_floats(bump, P * hp->n_embd_expert);
 }
 
 uint64_t scratch_layout(struct scratch *s, uint8_t *base, const struct ps_model *model,
@@ -203,13 +246,10 @@ uint64_t scratch_layout(struct scratch *s, uint8_t *base, const struct ps_model 
     for (int type = 0; type < ACT_N_TYPES; type++)
         s->rounded[type] =
             types >> type & 1 ? take(&bump, T * rounded_row((enum act_type)type, widest)) : NULL;
-    s->ff_hidden = take(&bump, T * widest_row(max_u64(hparams_most(hp, dim_ff), hp->n_ff_shared)));
-    uint64_t tile_tokens = T < FFN_TILE_TOKENS ? T : FFN_TILE_TOKENS;
-    s->tile_floats = 2 * tile_tokens * FFN_TILE_ROWS;
+    s->ff_hidden = take(&bump, T * trunk_hidden_row(model, params));
+    s->tile_floats = max_u64(ffn_tile_floats(T), ffn_tile_floats(T < FFN_FEW_TOKENS ? T : FFN_FEW_TOKENS));
     s->tiles = take_floats(&bump, (uint64_t)threads * s->tile_floats);
-    if (hp->n_expert > 0) {
-        bool packs_f32 = params->activations == PS_ACTIVATIONS_F32 || (model->act_mask >> ACT_F32 & 1);
-        take_experts(s, &bump, hp, T, params->top_k, threads, types, packs_f32);
-    }
+    if (hp->n_expert > 0)
+        take_experts(s, &bump, model, params, T, threads);
     return bump.used;
 }

@@ -9,13 +9,20 @@
 #include "runtime/model.h"
 
 enum {
-    FFN_TILE_ROWS = 256,  /* hidden rows per work item; a multiple of every activation block */
-    FFN_TILE_TOKENS = 64, /* tokens per pass over them */
-    BLOCK_TILE = 256,     /* blocks per work item of the index */
+    FFN_TILE_ROWS = 256, /* hidden rows per work item; a multiple of every activation block */
+    FFN_STRIP_ROWS = 32, /* of them multiplied at a time with more than FFN_FEW_TOKENS tokens */
+    FFN_FEW_TOKENS = 64,
+    BLOCK_TILE = 256, /* blocks per work item of the index */
     MAX_GATHER_SLOTS = 16,
     INDEX_TOKENS = 8, /* that share loads of keys when cells are chosen */
     INDEX_CELLS = 64, /* per work item */
 };
+
+/* Hidden rows that n_tokens tokens are multiplied with at a time. */
+static inline uint32_t ffn_strip_rows(uint64_t n_tokens)
+{
+    return n_tokens > FFN_FEW_TOKENS ? FFN_STRIP_ROWS : FFN_TILE_ROWS;
+}
 
 /* Rows of activations in each form that some weight takes; F32 is the row itself. */
 struct acts {
@@ -27,7 +34,7 @@ struct acts {
     bool ready[ACT_N_TYPES];
 };
 
-/* Sizes: T = chunk, E = n_embd, K = experts per token, P = T * K pairs of token and expert. Per-layer widths: the
+/* Sizes: T = chunk, E = n_embd, K = experts per token, P = T * K pairs of token and expert, L = n_embd_expert. Per-layer widths: the
  * largest. */
 struct scratch {
     float *x;         /* [T][n_streams * E] residual stream */
@@ -44,7 +51,7 @@ struct scratch {
     int32_t *rows;                 /* [T] rows of the positions in a layer's cache */
     uint8_t *rounded[ACT_N_TYPES]; /* [T] rows of the widest input */
     uint8_t *ff_hidden;            /* [T] rows of activations: dense and shared FFN */
-    float *tiles;                  /* per thread: [2][FFN_TILE_TOKENS][FFN_TILE_ROWS] */
+    float *tiles;                  /* per thread: a tile and two strips of [T] rows */
     size_t tile_floats;            /* per thread */
     float *attention;              /* per thread */
     size_t attention_floats;       /* per thread */
@@ -77,11 +84,12 @@ struct scratch {
     uint32_t *pair_token;   /* [P] in expert order */
     uint32_t *pair_row;     /* [T][K] row of a pair in expert order */
     uint32_t *row_pair;     /* [P] the other way round */
-    float *weighed;         /* per thread: [E] input of an expert, times its weight */
-    uint8_t *lossy_flags;   /* [n_expert] enum lossy_flag */
-    uint8_t *packed[ACT_N_TYPES]; /* [P] rows of width E, in expert order */
+    float *latent;  /* [T][L] input of experts that do not take normed itself, then their sum; else NULL */
+    float *weighed; /* per thread: [L] input of an expert, times its weight */
+    uint8_t *lossy_flags;         /* [n_expert] enum lossy_flag */
+    uint8_t *packed[ACT_N_TYPES]; /* [P] rows of width L, in expert order */
     uint8_t *expert_hidden;       /* [P] rows of activations of width n_ff_expert */
-    float *expert_out;            /* [P][E] in expert order */
+    float *expert_out;            /* [P][L] in expert order */
 };
 
 /* Most cells that a token of a layer that chooses them sees; 0: the layer does not. */

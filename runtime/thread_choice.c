@@ -94,7 +94,7 @@ static enum ps_status measure(struct ps_model *model, struct thread_pool *const 
     if (x && acts && out) {
         for (uint64_t i = 0; i < w->n_cols; i++)
             x[i] = 1.0f;
-        model->matmul->act_quantize(type, x, acts, w->n_cols);
+        act_quantize(model->matmul, type, x, acts, w->n_cols);
         struct sample sample = {
             .model = model, .w = w, .acts = acts, .out = out, .rows = rows < w->n_rows ? rows : w->n_rows};
         *best = fastest_pool(&sample, pools, n);

@@ -193,8 +193,8 @@ enum ps_status kernel_bench_fill(struct kernel_bench *b, const struct block_form
         memcpy(b->memory + i * bytes, b->memory, bytes);
     size_t stride = act_row_bytes(format->act, b->params.cols);
     for (uint32_t t = 0; t < KERNEL_BENCH_MAX_TOKENS; t++)
-        b->kernels->act_quantize(format->act, b->x + (size_t)t * b->params.cols,
-                                 (uint8_t *)b->acts + t * stride, b->params.cols);
+        act_quantize(b->kernels, format->act, b->x + (size_t)t * b->params.cols,
+                     (uint8_t *)b->acts + t * stride, b->params.cols);
     return PS_OK;
 }
 

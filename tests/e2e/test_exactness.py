@@ -30,6 +30,9 @@ def models_with_blocks():
 
 # Golden models whose layers are of kinds that the three above lack.
 FAMILIES = (
+    "kimi-linear",
+    "lfm2moe",
+    "nemotron_h_moe",
     "qwen35moe",
     "qwen3next",
 )
@@ -160,7 +163,7 @@ class Exactness(harness.TestCase):
     def test_same_with_and_without_prefetch_at_any_budget(self):
         for model in models():
             expected = self.logits(model, TOKENS, *AMPLE)
-            for ram in budgets(model, smallest_for_logits(model)):
+            for ram in budgets(model, smallest_for_logits(model, "--chunk", 5)):
                 for flags in (("--prefetch", "off"), ("--chunk", 1), ("--chunk", 5, "--queue-depth", 1)):
                     with self.subTest(model=os.path.basename(model), ram=ram, flags=" ".join(map(str, flags))):
                         logits = self.logits(model, TOKENS, *flags, "--ram", ram, "--io-limit", "2G")

@@ -14,14 +14,20 @@ import harness
 from harness import needs_shared, shared
 
 ARCHITECTURES = {
-    *("afmoe", "bailingmoe2", "cohere2moe", "deepseek2", "deepseek4", "dots1", "ernie4_5-moe", "exaone-moe", "gemma4", "glm-dsa"),
-    *("glm4moe", "gpt-oss", "granitemoe", "hunyuan-moe", "llama", "llama4", "mimo2", "minimax-m2", "mistral4", "olmoe"),
-    *("phimoe", "qwen2moe", "qwen35moe", "qwen3moe", "qwen3next", "qwen4exp", "step35"),
+    *("afmoe", "bailingmoe2", "cohere2moe", "deepseek2", "deepseek4", "dots1", "ernie4_5-moe", "exaone-moe", "gemma4"),
+    *("glm-dsa", "glm4moe", "gpt-oss", "granitemoe", "hunyuan-moe", "kimi-linear", "lfm2moe", "llama", "llama4", "mimo2"),
+    *("minimax-m2", "minimax-m3", "mistral4", "nemotron_h_moe", "olmoe", "phimoe", "qwen2moe", "qwen35moe", "qwen3moe"),
+    *("qwen3next", "qwen4exp", "step35"),
 }
 TYPES = {
     *("F32", "F16", "BF16", "I32", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("IQ4_NL", "IQ4_XS", "MXFP4", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0"),
 }
+
+# What a Q8_0 KV cache may change, in units of the tolerance for F16. Of 32 normally distributed values the largest has 2.4
+# standard deviations s: steps of 2.4 s / 127 are off by 0.0055 s (rms), where F16 is off by 0.0002 s, so the effect should be up to
+# 28 times that of F16. The tolerance for F16 is 4 times its effect. Here Q8_0 takes 2.4 to 5.7 of these units.
+Q8_0_IN_F16_TOLERANCES = 28 / 4
 
 EXACT = ("--activations", "f32")
 NATIVE = ("--activations", "auto")
@@ -101,6 +107,39 @@ class Golden(harness.TestCase):
             with self.subTest(model=model["id"]):
                 logits = self.logits(file_of(model), harness.golden_tokens(), *EXACT, "--kv", "f16")
                 self.compare(model, "exact", "exact_with_f16_kv", logits)
+
+    @manifest_present
+    def test_q8_0_kv_cache_stays_within_its_rounding(self):
+        def check(model, level):
+            if model["kind"] == "base":
+                self.check_q8_0_kv(model, level)
+
+        self.for_each_model_and_level(check)
+
+    def check_q8_0_kv(self, model, level):
+        flags = (*EXACT, "--kv", "q8_0", "--cpu", level)
+        logits, experts = self.logits(file_of(model), harness.golden_tokens(), *flags, experts=True)
+        rows = self.rows_with_the_same_routing(model, "exact", experts)
+        self.assertGreaterEqual(len(rows), 8)
+        reference = harness.floats(data_of(model, "exact", "logits"))
+        difference = harness.Difference(harness.floats(logits), reference, model["n_vocab"], rows)
+        tolerance = {name: value * Q8_0_IN_F16_TOLERANCES for name, value in model["tolerance"]["exact_with_f16_kv"].items()}
+        self.assertTrue(difference.within(tolerance), f"{difference}: {tolerance}")
+
+    def rows_with_the_same_routing(self, model, mode, experts):
+        """Positions that were computed by the same experts, as was what they attend to: earlier ones in all layers but the last."""
+        k = model["n_expert_used"]
+        n_moe = len(model["moe_layers"])
+        ours, theirs = harness.ints(experts), harness.ints(data_of(model, mode, "experts"))
+        rows = []
+        for position in range(model["n_prompt"]):
+            at = position * n_moe * k
+            same = [set(ours[i : i + k]) == set(theirs[i : i + k]) for i in range(at, at + n_moe * k, k)]
+            if all(same):
+                rows.append(position)
+            if not all(same[:-1]):
+                break
+        return rows
 
     @manifest_present
     def test_greedy_continuation_is_equal(self):

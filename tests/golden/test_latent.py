@@ -4,7 +4,9 @@ files whose numbers do not fit.
 
 import array
 import json
+import math
 import os
+import random
 import statistics
 import struct
 import sys
@@ -38,10 +40,7 @@ def set_value(gguf, suffix, value, kind=U32):
 
 
 def halves(tensor):
-    count = 1
-    for side in tensor.shape:
-        count *= side
-    return array.array("H", tensor.data[: 2 * count])
+    return array.array("H", tensor.data[: 2 * math.prod(tensor.shape)])
 
 
 def join_kv_b(gguf):
@@ -64,6 +63,36 @@ def join_kv_b(gguf):
     for kind in ("key", "value"):
         key = f"{gguf.arch}.attention.{kind}_length"
         gguf.metadata[key] = gguf.metadata.pop(key + "_mla")
+    return gguf
+
+
+def reshape(gguf, n_head, nope, n_rot, head_v, rank, q_rank):
+    """Random attention of another shape in place of the model's."""
+    width = gguf.value(f"{gguf.arch}.embedding_length")
+    shapes = {
+        "attn_q_a.weight": [width, q_rank],
+        "attn_q_a_norm.weight": [q_rank],
+        "attn_q_b.weight": [q_rank, n_head * (nope + n_rot)],
+        "attn_kv_a_mqa.weight": [width, rank + n_rot],
+        "attn_kv_a_norm.weight": [rank],
+        "attn_k_b.weight": [nope, rank, n_head],
+        "attn_v_b.weight": [rank, head_v, n_head],
+        "attn_output.weight": [n_head * head_v, width],
+    }
+    draw = random.Random(7)
+    for tensor in gguf.tensors:
+        shape = shapes.get(tensor.name.split(".", 2)[-1])
+        if shape:
+            norm = len(shape) == 1
+            spread = 0.1 if norm else shape[0] ** -0.5
+            values = [draw.gauss(norm, spread) for _ in range(math.prod(shape))]
+            tensor.shape, tensor.data = shape, struct.pack(f"<{len(values)}{'f' if norm else 'e'}", *values)
+    set_value(gguf, "attention.head_count", n_head)
+    set_value(gguf, "rope.dimension_count", n_rot)
+    set_value(gguf, "attention.q_lora_rank", q_rank)
+    set_value(gguf, "attention.kv_lora_rank", rank)
+    set_value(gguf, "attention.key_length_mla", nope + n_rot)
+    set_value(gguf, "attention.value_length_mla", head_v)
     return gguf
 
 
@@ -128,6 +157,21 @@ class LatentAttention(harness.TestCase):
                 self.assert_axes(path, LONG)
 
     @manifest_present
+    def test_either_form_of_attn_kv_b_gives_the_same_in_other_shapes(self):
+        shapes = ((1, 64, 32, 32, 32, 32), (3, 32, 64, 96, 160, 64), (20, 48, 8, 64, 72, 40), (70, 32, 2, 32, 64, 32))
+        for shape in shapes:
+            with self.subTest(shape=shape):
+                split = reshape(read("deepseek2"), *shape)
+                tokens = LONG[:60]
+                latent = self.assert_axes(self.save(split), tokens, *EXACT)
+                expanded = harness.floats(self.logits(self.save(join_kv_b(split)), tokens, *EXACT))
+                # At some positions the last bits may decide the choice of experts.
+                differences = [abs(a - b) for a, b in zip(latent, expanded)]
+                rows = [max(differences[i : i + 192]) for i in range(0, len(latent), 192)]
+                self.assertLess(statistics.quantiles(rows, n=10)[7], 1e-3)
+                self.assertGreater(max(latent) - min(latent), 1.0)
+
+    @manifest_present
     def test_quantized_projections_of_heads(self):
         for model_id in ("deepseek2", "deepseek2-lite", "glm-dsa"):
             for joined in (False, True):
@@ -165,6 +209,15 @@ class LatentAttention(harness.TestCase):
                 with self.subTest(top_k=top_k):
                     self.assert_axes(path, LONG, "--kv", kv)
             self.assert_same_logits(self.logits(path, LONG, "--ctx", len(LONG)), self.logits(path, LONG))
+
+    @manifest_present
+    def test_copies_of_an_index_in_layers_that_take_over_a_choice_are_of_no_use(self):
+        gguf = read("glm-dsa")
+        expected = self.logits(self.save(gguf), LONG)
+        for tensor in [tensor for tensor in gguf.tensors if tensor.name.startswith("blk.0.indexer.")]:
+            name = tensor.name.replace("blk.0.", "blk.1.")
+            gguf.tensors.append(gguf_tool.Tensor(name, tensor.shape, tensor.type_id, tensor.data))
+        self.assert_same_logits(self.logits(self.save(gguf), LONG), expected)
 
     def check_refused(self, gguf, word):
         line = self.fails("run", "-m", self.save(gguf), "--prompt-tokens", "1,2", "-n", 1, "--print", "tokens")

@@ -159,7 +159,7 @@ static struct acts acts_new(enum act_type type, uint32_t n_tokens, uint64_t n_co
         for (uint64_t i = 0; i < n_cols; i++) {
             x[i] = rng_float() * (rng_below(16) == 0 ? 8.0f : 1.0f);
         }
-        act_quantize_scalar(type, x, a.data + t * a.stride, n_cols);
+        act_quantize(matmul_kernels_get(CPU_SCALAR), type, x, a.data + t * a.stride, n_cols);
         act_values(type, a.data + t * a.stride, a.values + t * n_cols, n_cols);
     }
     free(x);
@@ -398,7 +398,7 @@ static void check_extremes(const struct block_format *format, enum act_type act)
         }
         for (uint32_t t = 0; t < 4; t++) {
             values[t] = -values[t];
-            act_quantize_scalar(act, values, x.data + t * x.stride, 512);
+            act_quantize(matmul_kernels_get(CPU_SCALAR), act, values, x.data + t * x.stride, 512);
         }
         float *expected = product(matmul_variant_at(0), &m, &x);
         const struct matmul_kernels *kernels;
@@ -473,11 +473,11 @@ static void check_act_blocks(enum act_type type, const float *x, size_t n)
 {
     size_t size = act_row_bytes(type, n);
     uint8_t *expected = allocate(size);
-    act_quantize_scalar(type, x, expected, n);
+    act_quantize(matmul_kernels_get(CPU_SCALAR), type, x, expected, n);
     const struct matmul_kernels *kernels;
     for (unsigned v = 1; (kernels = matmul_variant_at(v)) != NULL; v++) {
         uint8_t *out = allocate(size);
-        kernels->act_quantize(type, x, out, n);
+        act_quantize(kernels, type, x, out, n);
         for (size_t i = 0; i < size; i += 4) { /* scales that are NaN may differ in their bits */
             float a;
             float b;
@@ -525,13 +525,13 @@ static void q8_0_activations_round_to_even_by_an_f16_scale(void **state)
     (void)state;
     float x[32] = {127.0f, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -126.5f, 0.4f};
     struct act_q8_0 a;
-    act_quantize_scalar(ACT_Q8_0, x, &a, 32);
+    act_quantize(matmul_kernels_get(CPU_SCALAR), ACT_Q8_0, x, &a, 32);
     static const int8_t expected[8] = {127, 0, 2, 2, 0, -2, -126, 0};
     assert_memory_equal(a.q, expected, sizeof(expected));
     assert_true(a.d == 1.0f);
     assert_int_equal(a.sum, 127 + 2 + 2 - 2 - 126);
     x[0] = 100.0f;
-    act_quantize_scalar(ACT_Q8_0, x, &a, 32);
+    act_quantize(matmul_kernels_get(CPU_SCALAR), ACT_Q8_0, x, &a, 32);
     assert_true(a.d == f16_to_f32_one(f32_to_f16_one(126.5f / 127.0f)));
     assert_int_equal(a.q[6], -127);
 }
@@ -545,7 +545,7 @@ static void q8_k_activations_have_the_sign_of_the_largest(void **state)
     x[201] = 0.25f;
     x[202] = 0.75f;
     struct act_q8_k a;
-    act_quantize_scalar(ACT_Q8_K, x, &a, 256);
+    act_quantize(matmul_kernels_get(CPU_SCALAR), ACT_Q8_K, x, &a, 256);
     assert_true(a.d == 1.0f / (-127.0f / -63.5f));
     assert_int_equal(a.q[3], -127);
     assert_int_equal(a.q[200], 127);
@@ -554,7 +554,7 @@ static void q8_k_activations_have_the_sign_of_the_largest(void **state)
     assert_int_equal(a.sums[0], -127);
     assert_int_equal(a.sums[12], 129);
     x[3] = 63.5f;
-    act_quantize_scalar(ACT_Q8_K, x, &a, 256);
+    act_quantize(matmul_kernels_get(CPU_SCALAR), ACT_Q8_K, x, &a, 256);
     assert_true(a.d == 1.0f / (-127.0f / 63.5f));
     assert_int_equal(a.q[3], -127);
 }
@@ -572,7 +572,7 @@ static void activations_that_are_not_finite_give_nan(void **state)
             memcpy(x.values + 512 + 300, &bad[b], sizeof(float)); /* token 1 */
             const struct matmul_kernels *kernels;
             for (unsigned v = 0; (kernels = matmul_variant_at(v)) != NULL; v++) {
-                kernels->act_quantize(format->act, x.values + 512, x.data + x.stride, 512);
+                act_quantize(kernels, format->act, x.values + 512, x.data + x.stride, 512);
                 float *out = product(kernels, &m, &x);
                 for (unsigned j = 0; j < 4 * 5; j++) {
                     assert_true(isfinite(out[j]) == (j / 5 != 1));
@@ -601,16 +601,52 @@ static void activations_quantize_piecewise(void **state)
         for (unsigned v = 0; (kernels = matmul_variant_at(v)) != NULL; v++) {
             uint8_t *whole = allocate(size);
             uint8_t *pieces = allocate(size);
-            kernels->act_quantize((enum act_type)type, x, whole, 1024);
+            act_quantize(kernels, (enum act_type)type, x, whole, 1024);
             for (unsigned i = 0; i < 1024; i += unit) {
-                kernels->act_quantize((enum act_type)type, x + i,
-                                      pieces + act_row_bytes((enum act_type)type, i), unit);
+                act_quantize(kernels, (enum act_type)type, x + i,
+                             pieces + act_row_bytes((enum act_type)type, i), unit);
             }
             assert_memory_equal(whole, pieces, size);
             free(whole);
             free(pieces);
         }
     }
+}
+
+static const struct block_format *counted_format;
+static size_t n_dequantized;
+
+static void count_dequantized(const void *blocks, float *out, size_t n)
+{
+    n_dequantized += n;
+    counted_format->dequantize(blocks, out, n);
+}
+
+static void check_dequantized_once(const struct block_format *format, enum act_type act)
+{
+    if (act == format->act) { /* rounded activations; or a value is a block, and nothing is copied */
+        return;
+    }
+    struct block_format counting = *format;
+    counting.dequantize = count_dequantized;
+    counted_format = format;
+    struct matrix m = matrix_new(format, 21, random_cols(format, act, 2600));
+    struct acts x = acts_new(act, 150, m.w.n_cols);
+    m.w.format = &counting;
+    const struct matmul_kernels *kernels;
+    for (unsigned v = 0; (kernels = matmul_variant_at(v)) != NULL; v++) {
+        n_dequantized = 0;
+        free(product(kernels, &m, &x));
+        assert_int_equal(n_dequantized, m.w.n_rows * m.w.n_cols);
+    }
+    free(m.allocation);
+    acts_free(&x);
+}
+
+static void f32_activations_dequantize_a_row_once_for_all_tokens(void **state)
+{
+    (void)state;
+    for_each_case(check_dequantized_once);
 }
 
 static void every_available_level_has_kernels(void **state)
@@ -640,6 +676,7 @@ int main(void)
         cmocka_unit_test(q8_k_activations_have_the_sign_of_the_largest),
         cmocka_unit_test(activations_that_are_not_finite_give_nan),
         cmocka_unit_test(activations_quantize_piecewise),
+        cmocka_unit_test(f32_activations_dequantize_a_row_once_for_all_tokens),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -10,7 +10,7 @@
 #include "runtime/penstock.h"
 
 enum { N_TOKENS = 12, N_VOCAB = 192 };
-static const char *const NAMES[] = {"qwen3next", "qwen35moe"};
+static const char *const NAMES[] = {"qwen3next", "qwen35moe", "lfm2moe", "nemotron_h_moe", "kimi-linear"};
 
 struct run {
     struct ps_model *model;
