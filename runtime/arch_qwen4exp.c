@@ -55,7 +55,7 @@ static const struct tensor_rule GLOBALS[] = {
     {GT_OUTPUT_HC_DOWN, "output_hc_down.weight", dim_low_rank, dim_all_streams, NEED_ALWAYS, NULL},
     {GT_OUTPUT_HC_UP, "output_hc_up.weight", dim_all_streams, dim_low_rank, NEED_ALWAYS | IS_MATRIX, NULL},
     {GT_LAYER_EMBD, "per_layer_token_embd.weight", dim_ngram_rows, dim_ngram_head,
-     NEED_OPTIONAL | STAYS_IN_FILE, NULL},
+     NEED_OPTIONAL | IS_MATRIX | STAYS_IN_FILE, NULL},
 };
 
 static const char *const KEYS[] = {
@@ -74,7 +74,7 @@ static const char *const KEYS[] = {
 
 static const char NAME[] = "qwen4exp";
 
-/* The budget is of whole blocks, and the tokens after the last full one are seen beside it. */
+/* The budget is beside the most tokens that there are after the last full block. */
 static enum ps_status read_index(struct hparams *hp, const struct gguf *gguf, struct ps_error *err)
 {
     enum { MAX_BLOCK = 1 << 16 };
@@ -94,13 +94,13 @@ static enum ps_status read_index(struct hparams *hp, const struct gguf *gguf, st
         struct layer_hparams *l = &hp->layer[il];
         if (l->recurrent || blocks[il] == 0)
             continue;
-        if (blocks[il] > MAX_BLOCK || top < blocks[il])
+        if (blocks[il] > MAX_BLOCK)
             return ps_error_set(err, PS_ERR_FORMAT,
-                                "%s.attention.compress_ratios: layer %u: blocks of %u do not fit %u tokens",
-                                NAME, il, blocks[il], top);
+                                "%s.attention.compress_ratios: layer %u: %u is out of range", NAME, il,
+                                blocks[il]);
         l->block = blocks[il];
         l->index_dim = hp->index.head_dim;
-        l->most_chosen = top / blocks[il] * blocks[il] + blocks[il] - 1;
+        l->most_chosen = top + blocks[il] - 1;
         l->state_floats = choice_state(l);
     }
     return PS_OK;

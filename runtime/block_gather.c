@@ -50,15 +50,11 @@ static uint32_t n_left(const struct gather *g, uint32_t slot)
     return (g->f->position + g->token + slot + 1) % g->l->block;
 }
 
-/* Most full blocks that are chosen. */
-static uint32_t most_blocks(const struct gather *g, uint32_t slot)
-{
-    return g->l->compressed ? g->l->most_chosen : (g->l->most_chosen - n_left(g, slot)) / g->l->block;
-}
-
 static bool chooses(const struct gather *g, uint32_t slot)
 {
-    return g->index && g->n_full[slot] > most_blocks(g, slot);
+    if (g->l->compressed)
+        return g->index && g->n_full[slot] > g->l->most_chosen;
+    return g->f->position + g->token + slot + 1 > g->l->most_chosen;
 }
 
 static float *scores_of(const struct gather *g, uint32_t slot, uint32_t choice)
@@ -142,6 +138,62 @@ static void score_blocks(struct gather *g)
         run_region(g->f, score_tile, g, g->first_item[g->n]);
 }
 
+/* ---- the best of equals ----
+ *
+ * Scores are often equal: all cells of a block have one, and it is 0 where no product is positive. llama.cpp leaves the choice
+ * among equals to libstdc++'s partial_sort, and this keeps the same ones: a heap with the worst at its root, in which a hole
+ * sinks to a leaf before the new entry rises from there. */
+
+struct candidates {
+    const float *scores;
+    uint32_t cells;  /* per score: 1, or a block's */
+    uint32_t always; /* candidates from here on are better than all */
+    uint32_t n;
+};
+
+static float score_of(const struct candidates *c, uint32_t id)
+{
+    return id >= c->always ? INFINITY : c->scores[id / c->cells];
+}
+
+static bool is_better(const struct candidates *c, uint32_t a, uint32_t b)
+{
+    return score_of(c, a) > score_of(c, b);
+}
+
+static void fill_hole(uint32_t *heap, uint32_t k, uint32_t hole, uint32_t id, const struct candidates *c)
+{
+    uint32_t top = hole;
+    for (uint32_t child = 2 * hole + 1; child < k; child = 2 * hole + 1) {
+        bool right = child + 1 < k && !is_better(c, heap[child + 1], heap[child]);
+        child += right;
+        heap[hole] = heap[child];
+        hole = child;
+    }
+    while (hole > top && is_better(c, heap[(hole - 1) / 2], id)) {
+        heap[hole] = heap[(hole - 1) / 2];
+        hole = (hole - 1) / 2;
+    }
+    heap[hole] = id;
+}
+
+/* The k best, in no order. k <= n. */
+static void choose_best(uint32_t *heap, uint32_t k, const struct candidates *c)
+{
+    for (uint32_t i = 0; i < k; i++)
+        heap[i] = i;
+    for (uint32_t i = k / 2; i-- > 0;)
+        fill_hole(heap, k, i, heap[i], c);
+    for (uint32_t i = k; k > 0 && i < c->n;) {
+        if (is_better(c, i, heap[0])) {
+            fill_hole(heap, k, 0, i, c);
+            i++;
+        } else {
+            i = (i / c->cells + 1) * c->cells;
+        }
+    }
+}
+
 /* The last blocks, the token's own among them, are always chosen where the model says so. */
 static void force_last(const struct gather *g, uint32_t slot, float *scores)
 {
@@ -151,19 +203,35 @@ static void force_last(const struct gather *g, uint32_t slot, float *scores)
         scores[g->n_full[slot] - 1 - i] = INFINITY;
 }
 
+/* Blocks; they may be all. */
 static uint32_t choose_blocks(const struct gather *g, uint32_t slot, uint32_t choice)
 {
     uint32_t *blocks = blocks_of(g, slot, choice);
     uint32_t n = g->n_full[slot];
     if (chooses(g, slot)) {
-        uint32_t most = most_blocks(g, slot);
+        uint32_t most =
+            g->l->compressed ? g->l->most_chosen : (g->l->most_chosen - n_left(g, slot)) / g->l->block;
+        struct candidates c = {
+            .scores = scores_of(g, slot, choice), .cells = 1, .always = UINT32_MAX, .n = n};
         force_last(g, slot, scores_of(g, slot, choice));
-        top_k(blocks, most, scores_of(g, slot, choice), n);
+        choose_best(blocks, most, &c);
         return most;
     }
     for (uint32_t i = 0; i < n; i++)
         blocks[i] = i;
     return n;
+}
+
+/* Cells: those after the last full block, then those of the best blocks. The last of these may have less than all its cells
+ * chosen. */
+static uint32_t choose_cells(const struct gather *g, uint32_t slot)
+{
+    struct candidates c = {.scores = scores_of(g, slot, 0),
+                           .cells = g->l->block,
+                           .always = g->n_full[slot] * g->l->block,
+                           .n = g->f->position + g->token + slot + 1};
+    choose_best(blocks_of(g, slot, 0), g->l->most_chosen, &c);
+    return g->l->most_chosen;
 }
 
 /* ---- copies ---- */
@@ -185,7 +253,7 @@ static uint32_t gather_compressed(const struct gather *g, uint32_t slot, uint32_
 }
 
 /* One head's rows of the blocks' cells, and of those after the last full block. */
-static void gather_head(const struct gather *g, uint32_t slot, const uint8_t *rows, size_t row,
+static void copy_blocks(const struct gather *g, uint32_t slot, const uint8_t *rows, size_t row,
                         const uint32_t *blocks, uint32_t n, uint8_t *out)
 {
     size_t block = g->l->block * row;
@@ -194,28 +262,48 @@ static void gather_head(const struct gather *g, uint32_t slot, const uint8_t *ro
     memcpy(out + n * block, rows + g->n_full[slot] * block, n_left(g, slot) * row);
 }
 
+static void copy_cells(const uint8_t *rows, size_t row, const uint32_t *cells, uint32_t n, uint8_t *out)
+{
+    for (uint32_t i = 0; i < n; i++)
+        memcpy(out + i * row, rows + cells[i] * row, row);
+}
+
+/* Of what one head's rows are: blocks that it has chosen, or cells that are the same for all heads. */
+static void copy_head(const struct gather *g, uint32_t slot, uint32_t head, const uint8_t *rows, size_t row,
+                      uint32_t n, uint8_t *out)
+{
+    if (g->l->index_by_cell)
+        copy_blocks(g, slot, rows, row, blocks_of(g, slot, head), n, out);
+    else
+        copy_cells(rows, row, blocks_of(g, slot, 0), n, out);
+}
+
 static void gather_slot(void *arg, uint32_t slot, unsigned worker)
 {
     (void)worker;
     struct gather *g = arg;
     const struct kv_layer *kv = g->kv;
     uint8_t *out = g->f->s.slot_rows + slot * g->f->s.rows_bytes;
-    size_t cells = gathered_cells(g->l, g->f->kv->ctx);
-    uint32_t n = 0;
-    for (uint32_t choice = 0; choice < g->n_choices; choice++)
-        n = choose_blocks(g, slot, choice);
+    size_t most = gathered_cells(g->l, g->f->kv->ctx);
     if (g->l->compressed) {
+        uint32_t n = choose_blocks(g, slot, 0);
         g->last[slot] = (int32_t)gather_compressed(g, slot, n, out) - 1;
         return;
     }
-    uint8_t *values = out + kv->n_kv_head * cells * kv->k_row;
-    for (uint32_t h = 0; h < kv->n_kv_head; h++) {
-        const uint32_t *blocks = blocks_of(g, slot, g->n_choices > 1 ? h : 0);
-        gather_head(g, slot, kv_cache_k(kv, h, 0), kv->k_row, blocks, n, out + h * cells * kv->k_row);
-        if (kv->v != kv->k)
-            gather_head(g, slot, kv_cache_v(kv, h, 0), kv->v_row, blocks, n, values + h * cells * kv->v_row);
+    uint32_t n = 0;
+    if (g->l->index_by_cell) {
+        for (uint32_t choice = 0; choice < g->n_choices; choice++)
+            n = choose_blocks(g, slot, choice);
+        g->last[slot] = (int32_t)(n * g->l->block + n_left(g, slot)) - 1;
+    } else {
+        n = choose_cells(g, slot);
+        g->last[slot] = (int32_t)n - 1;
     }
-    g->last[slot] = (int32_t)(n * g->l->block + n_left(g, slot)) - 1;
+    uint8_t *values = out + kv->n_kv_head * most * kv->k_row;
+    for (uint32_t h = 0; h < kv->n_kv_head; h++) {
+        copy_head(g, slot, h, kv_cache_k(kv, h, 0), kv->k_row, n, out + h * most * kv->k_row);
+        copy_head(g, slot, h, kv_cache_v(kv, h, 0), kv->v_row, n, values + h * most * kv->v_row);
+    }
 }
 
 /* ---- attention ---- */

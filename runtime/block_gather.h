@@ -14,8 +14,8 @@ struct index_queries {
 
 /* scratch.attended of tokens [first, n_tokens) = attention of scratch.q over the keys that each of them sees. In a layer with
  * compressed blocks: the window's cells and the blocks' keys; else the cells of the blocks and those of the block that is
- * not full yet. Blocks are those that are full at the token: all, or with an index the best layer.most_chosen cells of
- * them. */
+ * not full yet. Blocks are those that are full at the token: all, or with an index the best; layer.most_chosen cells, those after them
+ * included. */
 void attend_gathered(struct forward *f, uint32_t layer, uint32_t first, const struct index_queries *index);
 /* scratch.attended of the chunk in a layer without compressed blocks: attend() while a token sees all cells, then the above. */
 void attend_blocks(struct forward *f, uint32_t layer, const struct index_queries *index);

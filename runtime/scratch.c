@@ -129,7 +129,7 @@ static void size_gathering(struct scratch *s, const struct hparams *hp, enum kv_
         s->rows_bytes = max_u64(s->rows_bytes, l->n_kv_head * cells * row);
         s->rows_partial_floats = max_u64(s->rows_partial_floats, attention_partial_floats(&args, cells));
         uint64_t blocks = (l->index_by_cell ? l->n_kv_head : 1ull) * (ctx / l->block);
-        s->chosen_block_ids = max_u64(s->chosen_block_ids, blocks);
+        s->chosen_block_ids = max_u64(s->chosen_block_ids, max_u64(blocks, cells));
         if (l->index_dim > 0)
             s->block_score_floats = max_u64(s->block_score_floats, blocks);
     }

@@ -65,11 +65,11 @@ struct scratch {
     /* Attention over rows that differ from token to token, for a few tokens (slots) at a time; sizes are of one slot. */
     uint32_t gather_slots;
     size_t rows_bytes, rows_partial_floats, block_score_floats, chosen_block_ids;
-    uint8_t *slot_rows;   /* keys, then values */
-    float *rows_partials; /* as attention_partials */
-    float *block_scores;  /* of blocks */
-    uint32_t *chosen_blocks;
-    float *block_tiles; /* per thread: [index heads][BLOCK_TILE] */
+    uint8_t *slot_rows;      /* keys, then values */
+    float *rows_partials;    /* as attention_partials */
+    float *block_scores;     /* of blocks */
+    uint32_t *chosen_blocks; /* or cells */
+    float *block_tiles;      /* per thread: [index heads][BLOCK_TILE] */
 
     uint8_t *stored; /* stored_rows_buffer; NULL: the model keeps all weights in memory */
 

@@ -73,7 +73,7 @@ class Streams(harness.TestCase):
             ("deepseek4", "hyper_connection.sinkhorn_iterations", 0),
             ("qwen4exp", "hyper_connection.count", 1),
             ("qwen4exp", "hyper_connection.low_rank", 0),
-            ("qwen4exp", "attention.indexer.top_k", 3),
+            ("qwen4exp", "attention.indexer.top_k", 0),
             ("qwen4exp", "attention.indexer.key_length", 40),
             ("qwen4exp", "attention.compress_ratios", [0, 1 << 20]),
             ("qwen4exp", "ple.layers", [1]),
