@@ -196,6 +196,37 @@ struct tensor_rule {
     dim_fn *slices;      /* third dimension, its rows after each other in the weight; NULL: 1 */
 };
 
+/* Rows that many families' tables have, with what decides on their presence. */
+#define QKV_RULES(need)                                                                                      \
+    {LT_Q, "attn_q.weight", dim_q, dim_embd, need, NULL},                                                    \
+        {LT_K, "attn_k.weight", dim_k, dim_embd, need, NULL},                                                \
+    {                                                                                                        \
+        LT_V, "attn_v.weight", dim_v, dim_embd, need, NULL                                                   \
+    }
+#define QKV_BIAS_RULES(need)                                                                                 \
+    {LT_Q_BIAS, "attn_q.bias", dim_one, dim_q, need, NULL},                                                  \
+        {LT_K_BIAS, "attn_k.bias", dim_one, dim_k, need, NULL},                                              \
+    {                                                                                                        \
+        LT_V_BIAS, "attn_v.bias", dim_one, dim_v, need, NULL                                                 \
+    }
+#define HEAD_NORM_RULES(need)                                                                                \
+    {LT_Q_NORM, "attn_q_norm.weight", dim_one, dim_head_k, need, NULL},                                      \
+    {                                                                                                        \
+        LT_K_NORM, "attn_k_norm.weight", dim_one, dim_head_k, need, NULL                                     \
+    }
+#define DENSE_FFN_RULES(need)                                                                                \
+    {LT_FFN_GATE, "ffn_gate.weight", dim_ff, dim_embd, need, NULL},                                          \
+        {LT_FFN_UP, "ffn_up.weight", dim_ff, dim_embd, need, NULL},                                          \
+    {                                                                                                        \
+        LT_FFN_DOWN, "ffn_down.weight", dim_embd, dim_ff, need, NULL                                         \
+    }
+#define SHARED_EXPERT_RULES(need)                                                                            \
+    {LT_SHARED_GATE, "ffn_gate_shexp.weight", dim_shared_ff, dim_embd, need, NULL},                          \
+        {LT_SHARED_UP, "ffn_up_shexp.weight", dim_shared_ff, dim_embd, need, NULL},                          \
+    {                                                                                                        \
+        LT_SHARED_DOWN, "ffn_down_shexp.weight", dim_embd, dim_shared_ff, need, NULL                         \
+    }
+
 /* The tensors of latent attention, queries' way and the split of attn_kv_b as hparams_mla has found them. */
 #define MLA_RULES(need)                                                                                      \
     {LT_Q, "attn_q.weight", dim_mla_q, dim_embd, (need) | NEED_OPTIONAL, NULL},                              \

@@ -1,4 +1,4 @@
-/* bailingmoe2: (Ling 2, Ring 2): q, k and v in one matrix; leading dense layers; sigmoid scores with a selection bias, experts
+/* bailingmoe2 (Ling 2, Ring 2): q, k and v in one matrix; leading dense layers; sigmoid scores with a selection bias, experts
  * in groups; a shared expert. */
 #include "runtime/arch.h"
 #include "runtime/forward.h"
@@ -6,18 +6,13 @@
 static const struct tensor_rule RULES[] = {
     {LT_ATTN_NORM, "attn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
     {LT_QKV, "attn_qkv.weight", dim_qkv, dim_embd, NEED_ALWAYS, NULL},
-    {LT_Q_NORM, "attn_q_norm.weight", dim_one, dim_head_k, NEED_ALWAYS, NULL},
-    {LT_K_NORM, "attn_k_norm.weight", dim_one, dim_head_k, NEED_ALWAYS, NULL},
+    HEAD_NORM_RULES(NEED_ALWAYS),
     {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_ALWAYS, NULL},
     {LT_FFN_NORM, "ffn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
-    {LT_FFN_GATE, "ffn_gate.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
-    {LT_FFN_UP, "ffn_up.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
-    {LT_FFN_DOWN, "ffn_down.weight", dim_embd, dim_ff, NEED_IN_DENSE, NULL},
+    DENSE_FFN_RULES(NEED_IN_DENSE),
     {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_IN_MOE, NULL},
     {LT_SELECT_BIAS, "exp_probs_b.bias", dim_one, dim_experts, NEED_IN_MOE | NEED_OPTIONAL, NULL},
-    {LT_SHARED_GATE, "ffn_gate_shexp.weight", dim_shared_ff, dim_embd, NEED_IN_MOE | NEED_OPTIONAL, NULL},
-    {LT_SHARED_UP, "ffn_up_shexp.weight", dim_shared_ff, dim_embd, NEED_IN_MOE | NEED_OPTIONAL, NULL},
-    {LT_SHARED_DOWN, "ffn_down_shexp.weight", dim_embd, dim_shared_ff, NEED_IN_MOE | NEED_OPTIONAL, NULL},
+    SHARED_EXPERT_RULES(NEED_IN_MOE | NEED_OPTIONAL),
 };
 
 static enum ps_status layer(struct forward *f, uint32_t il, struct ps_error *err)

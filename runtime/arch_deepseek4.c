@@ -62,9 +62,7 @@ static const struct tensor_rule RULES[] = {
     {LT_SELECT_BIAS, "exp_probs_b.bias", dim_one, dim_experts, NEED_IN_ROUTED, NULL},
     {LT_TOKEN_EXPERTS, "ffn_gate_tid2eid.weight", dim_vocab, dim_experts_used, NEED_IN_BY_TOKEN | HOLDS_IDS,
      NULL},
-    {LT_SHARED_GATE, "ffn_gate_shexp.weight", dim_shared_ff, dim_embd, NEED_ALWAYS, NULL},
-    {LT_SHARED_UP, "ffn_up_shexp.weight", dim_shared_ff, dim_embd, NEED_ALWAYS, NULL},
-    {LT_SHARED_DOWN, "ffn_down_shexp.weight", dim_embd, dim_shared_ff, NEED_ALWAYS, NULL},
+    SHARED_EXPERT_RULES(NEED_ALWAYS),
 };
 
 static const struct tensor_rule GLOBALS[] = {

@@ -20,14 +20,10 @@ static const struct tensor_rule RULES[] = {
     {LT_INDEX_K_NORM_BIAS, "indexer.k_norm.bias", dim_one, dim_index, NEED_UNUSED, NULL},
     {LT_INDEX_PROJ, "indexer.proj.weight", dim_index_heads, dim_embd, NEED_UNUSED, NULL},
     {LT_FFN_NORM, "ffn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
-    {LT_FFN_GATE, "ffn_gate.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
-    {LT_FFN_UP, "ffn_up.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
-    {LT_FFN_DOWN, "ffn_down.weight", dim_embd, dim_ff, NEED_IN_DENSE, NULL},
+    DENSE_FFN_RULES(NEED_IN_DENSE),
     {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_IN_MOE, NULL},
     {LT_SELECT_BIAS, "exp_probs_b.bias", dim_one, dim_experts, NEED_IN_MOE | NEED_OPTIONAL, NULL},
-    {LT_SHARED_GATE, "ffn_gate_shexp.weight", dim_shared_ff, dim_embd, NEED_IN_MOE, NULL},
-    {LT_SHARED_UP, "ffn_up_shexp.weight", dim_shared_ff, dim_embd, NEED_IN_MOE, NULL},
-    {LT_SHARED_DOWN, "ffn_down_shexp.weight", dim_embd, dim_shared_ff, NEED_IN_MOE, NULL},
+    SHARED_EXPERT_RULES(NEED_IN_MOE),
 };
 
 /* Sections of the rotation are for images; text has the same position in all. */

@@ -7,12 +7,8 @@
 
 static const struct tensor_rule RULES[] = {
     {LT_ATTN_NORM, "attn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
-    {LT_Q, "attn_q.weight", dim_q, dim_embd, NEED_ALWAYS, NULL},
-    {LT_K, "attn_k.weight", dim_k, dim_embd, NEED_ALWAYS, NULL},
-    {LT_V, "attn_v.weight", dim_v, dim_embd, NEED_ALWAYS, NULL},
-    {LT_Q_BIAS, "attn_q.bias", dim_one, dim_q, NEED_OPTIONAL, NULL},
-    {LT_K_BIAS, "attn_k.bias", dim_one, dim_k, NEED_OPTIONAL, NULL},
-    {LT_V_BIAS, "attn_v.bias", dim_one, dim_v, NEED_OPTIONAL, NULL},
+    QKV_RULES(NEED_ALWAYS),
+    QKV_BIAS_RULES(NEED_OPTIONAL),
     {LT_ATTN_SINKS, "attn_sinks.weight", dim_one, dim_n_head, NEED_ALWAYS, NULL},
     {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_ALWAYS, NULL},
     {LT_ATTN_OUTPUT_BIAS, "attn_output.bias", dim_one, dim_embd, NEED_ALWAYS, NULL},

@@ -4,19 +4,13 @@
 
 static const struct tensor_rule RULES[] = {
     {LT_ATTN_NORM, "attn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
-    {LT_Q, "attn_q.weight", dim_q, dim_embd, NEED_ALWAYS, NULL},
-    {LT_K, "attn_k.weight", dim_k, dim_embd, NEED_ALWAYS, NULL},
-    {LT_V, "attn_v.weight", dim_v, dim_embd, NEED_ALWAYS, NULL},
-    {LT_Q_BIAS, "attn_q.bias", dim_one, dim_q, NEED_OPTIONAL, NULL},
-    {LT_K_BIAS, "attn_k.bias", dim_one, dim_k, NEED_OPTIONAL, NULL},
-    {LT_V_BIAS, "attn_v.bias", dim_one, dim_v, NEED_OPTIONAL, NULL},
+    QKV_RULES(NEED_ALWAYS),
+    QKV_BIAS_RULES(NEED_OPTIONAL),
     {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_ALWAYS, NULL},
     {LT_ATTN_OUTPUT_BIAS, "attn_output.bias", dim_one, dim_embd, NEED_OPTIONAL, NULL},
     {LT_FFN_NORM, "ffn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
     {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_IN_MOE, NULL},
-    {LT_SHARED_GATE, "ffn_gate_shexp.weight", dim_shared_ff, dim_embd, NEED_IN_MOE | NEED_OPTIONAL, NULL},
-    {LT_SHARED_UP, "ffn_up_shexp.weight", dim_shared_ff, dim_embd, NEED_IN_MOE | NEED_OPTIONAL, NULL},
-    {LT_SHARED_DOWN, "ffn_down_shexp.weight", dim_embd, dim_shared_ff, NEED_IN_MOE | NEED_OPTIONAL, NULL},
+    SHARED_EXPERT_RULES(NEED_IN_MOE | NEED_OPTIONAL),
 };
 
 static const char *const KEYS[] = {"embedding_scale", "residual_scale", "logit_scale",

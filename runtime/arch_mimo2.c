@@ -1,4 +1,4 @@
-/* mimo2: (MiMo-V2): keys and values of different sizes; numbers of KV heads that differ between layers; sinks in layers with
+/* mimo2 (MiMo-V2): keys and values of different sizes; numbers of KV heads that differ between layers; sinks in layers with
  * a sliding window; a factor on the attention's output. */
 #include "runtime/arch.h"
 #include "runtime/forward.h"
@@ -6,15 +6,11 @@
 static const struct tensor_rule RULES[] = {
     {LT_ATTN_NORM, "attn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
     {LT_QKV, "attn_qkv.weight", dim_qkv, dim_embd, NEED_OPTIONAL, NULL},
-    {LT_Q, "attn_q.weight", dim_q, dim_embd, NEED_OPTIONAL, NULL},
-    {LT_K, "attn_k.weight", dim_k, dim_embd, NEED_OPTIONAL, NULL},
-    {LT_V, "attn_v.weight", dim_v, dim_embd, NEED_OPTIONAL, NULL},
+    QKV_RULES(NEED_OPTIONAL),
     {LT_ATTN_SINKS, "attn_sinks.weight", dim_one, dim_n_head, NEED_OPTIONAL, NULL},
     {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_ALWAYS, NULL},
     {LT_FFN_NORM, "ffn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
-    {LT_FFN_GATE, "ffn_gate.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
-    {LT_FFN_UP, "ffn_up.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
-    {LT_FFN_DOWN, "ffn_down.weight", dim_embd, dim_ff, NEED_IN_DENSE, NULL},
+    DENSE_FFN_RULES(NEED_IN_DENSE),
     {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_IN_MOE, NULL},
     {LT_SELECT_BIAS, "exp_probs_b.bias", dim_one, dim_experts, NEED_IN_MOE | NEED_OPTIONAL, NULL},
 };

@@ -4,9 +4,7 @@
 
 static const struct tensor_rule RULES[] = {
     {LT_ATTN_NORM, "attn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
-    {LT_Q, "attn_q.weight", dim_q, dim_embd, NEED_ALWAYS, NULL},
-    {LT_K, "attn_k.weight", dim_k, dim_embd, NEED_ALWAYS, NULL},
-    {LT_V, "attn_v.weight", dim_v, dim_embd, NEED_ALWAYS, NULL},
+    QKV_RULES(NEED_ALWAYS),
     {LT_Q_NORM, "attn_q_norm.weight", dim_one, dim_q, NEED_ALWAYS, NULL},
     {LT_K_NORM, "attn_k_norm.weight", dim_one, dim_k, NEED_ALWAYS, NULL},
     {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_ALWAYS, NULL},

@@ -7,25 +7,18 @@
 
 static const struct tensor_rule RULES[] = {
     {LT_ATTN_NORM, "attn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
-    {LT_Q, "attn_q.weight", dim_q, dim_embd, NEED_ALWAYS, NULL},
-    {LT_K, "attn_k.weight", dim_k, dim_embd, NEED_ALWAYS, NULL},
-    {LT_V, "attn_v.weight", dim_v, dim_embd, NEED_ALWAYS, NULL},
-    {LT_Q_NORM, "attn_q_norm.weight", dim_one, dim_head_k, NEED_ALWAYS, NULL},
-    {LT_K_NORM, "attn_k_norm.weight", dim_one, dim_head_k, NEED_ALWAYS, NULL},
+    QKV_RULES(NEED_ALWAYS),
+    HEAD_NORM_RULES(NEED_ALWAYS),
     {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_ALWAYS, NULL},
     {LT_INDEX_Q, "indexer.q_proj.weight", dim_index_q, dim_embd, NEED_IN_INDEXED, NULL},
     {LT_INDEX_K, "indexer.k_proj.weight", dim_index, dim_embd, NEED_IN_INDEXED, NULL},
     {LT_INDEX_Q_NORM, "indexer.q_norm.weight", dim_one, dim_index, NEED_IN_INDEXED, NULL},
     {LT_INDEX_K_NORM, "indexer.k_norm.weight", dim_one, dim_index, NEED_IN_INDEXED, NULL},
     {LT_FFN_NORM, "ffn_norm.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
-    {LT_FFN_GATE, "ffn_gate.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
-    {LT_FFN_UP, "ffn_up.weight", dim_ff, dim_embd, NEED_IN_DENSE, NULL},
-    {LT_FFN_DOWN, "ffn_down.weight", dim_embd, dim_ff, NEED_IN_DENSE, NULL},
+    DENSE_FFN_RULES(NEED_IN_DENSE),
     {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_IN_MOE, NULL},
     {LT_SELECT_BIAS, "exp_probs_b.bias", dim_one, dim_experts, NEED_IN_MOE, NULL},
-    {LT_SHARED_GATE, "ffn_gate_shexp.weight", dim_shared_ff, dim_embd, NEED_IN_MOE, NULL},
-    {LT_SHARED_UP, "ffn_up_shexp.weight", dim_shared_ff, dim_embd, NEED_IN_MOE, NULL},
-    {LT_SHARED_DOWN, "ffn_down_shexp.weight", dim_embd, dim_shared_ff, NEED_IN_MOE, NULL},
+    SHARED_EXPERT_RULES(NEED_IN_MOE),
 };
 
 static const char *const KEYS[] = {

@@ -25,8 +25,7 @@ static const struct tensor_rule RULES[] = {
     {LT_Q, "attn_q.weight", dim_q_gated, dim_embd, NEED_IN_ATTENTION, NULL},
     {LT_K, "attn_k.weight", dim_k, dim_embd, NEED_IN_ATTENTION, NULL},
     {LT_V, "attn_v.weight", dim_v, dim_embd, NEED_IN_ATTENTION, NULL},
-    {LT_Q_NORM, "attn_q_norm.weight", dim_one, dim_head_k, NEED_IN_ATTENTION, NULL},
-    {LT_K_NORM, "attn_k_norm.weight", dim_one, dim_head_k, NEED_IN_ATTENTION, NULL},
+    HEAD_NORM_RULES(NEED_IN_ATTENTION),
     {LT_ATTN_OUTPUT, "attn_output.weight", dim_embd, dim_attn_out, NEED_IN_ATTENTION, NULL},
     {LT_INDEX_Q, "indexer.q_proj.weight", dim_index_q, dim_embd, NEED_IN_ATTENTION, NULL},
     {LT_INDEX_K, "indexer.k_proj.weight", dim_index, dim_embd, NEED_IN_ATTENTION, NULL},
@@ -44,9 +43,7 @@ static const struct tensor_rule RULES[] = {
     {LT_HC_FFN_INJECT, "hc_ffn_inject.weight", dim_streams, dim_all_streams, NEED_ALWAYS, NULL},
     {LT_ROUTER, "ffn_gate_inp.weight", dim_experts, dim_embd, NEED_ALWAYS, NULL},
     {LT_SHARED_ROUTER, "ffn_gate_inp_shexp.weight", dim_one, dim_embd, NEED_ALWAYS, NULL},
-    {LT_SHARED_GATE, "ffn_gate_shexp.weight", dim_shared_ff, dim_embd, NEED_ALWAYS, NULL},
-    {LT_SHARED_UP, "ffn_up_shexp.weight", dim_shared_ff, dim_embd, NEED_ALWAYS, NULL},
-    {LT_SHARED_DOWN, "ffn_down_shexp.weight", dim_embd, dim_shared_ff, NEED_ALWAYS, NULL},
+    SHARED_EXPERT_RULES(NEED_ALWAYS),
 };
 
 /* The last mixing of the streams is the output norm. The table is there where some layer wants it. */
