@@ -21,7 +21,7 @@ enum ps_status {
     PS_ERR_CANCELLED,   /* the caller asked to stop */
 };
 
-enum { PS_ERROR_MESSAGE_SIZE = 512 };
+enum { PS_ERROR_MESSAGE_SIZE = 1024 };
 
 struct ps_error {
     enum ps_status status;
