@@ -12,7 +12,6 @@ from harness import needs_shared, shared
 
 U32, U64, ARRAY = 4, 10, 9
 TOKENS = [(7 * i * i + 31 * i + 5) % 190 + 1 for i in range(150)]
-AXIS = (("--chunk", 1, "--threads", 2), ("--chunk", 7, "--threads", 3), ("--chunk", 33, "--ram", "6M"))
 
 golden_present = needs_shared("golden", "base", "qwen4exp.gguf")
 
@@ -43,7 +42,8 @@ class Streams(harness.TestCase):
             path = self.changed(model_id, numbers)
             for kv in ("f32", "f16", "q8_0"):
                 expected = self.logits(path, TOKENS, "--kv", kv)
-                for flags in AXIS:
+                smallest = harness.smallest_budget(*harness.logits_command(path, TOKENS, "--kv", kv, "--chunk", 33))
+                for flags in (("--chunk", 1, "--threads", 2), ("--chunk", 7, "--threads", 3), ("--chunk", 33, "--ram", smallest)):
                     with self.subTest(model=model_id, kv=kv, flags=" ".join(map(str, flags))):
                         self.assert_same_logits(self.logits(path, TOKENS, "--kv", kv, *flags), expected)
 
