@@ -14,33 +14,12 @@ tokens=${4:-64}
 threads=${THREADS:-2}
 penstock=${PENSTOCK:-$(dirname "${BASH_SOURCE[0]}")/../build/penstock}
 stats=$(mktemp -d)
-group=
+. "$(dirname "${BASH_SOURCE[0]}")/memory_group.sh"
 cleanup() {
     rm -rf "$stats"
-    [ -z "$group" ] || rmdir "$group" 2>/dev/null || true
+    memory_group_remove
 }
 trap cleanup EXIT
-
-make_group() {
-    if [ -w /sys/fs/cgroup/memory ]; then
-        group=/sys/fs/cgroup/memory/penstock-bench.$$
-        mkdir "$group"
-        echo "$limit" >"$group/memory.limit_in_bytes"
-    elif [ -w /sys/fs/cgroup/cgroup.subtree_control ]; then
-        group=/sys/fs/cgroup/penstock-bench.$$
-        mkdir "$group"
-        echo "$limit" >"$group/memory.max"
-    else
-        echo "no writable memory controller: running without a hard limit" >&2
-    fi
-}
-
-limited() { # COMMAND...: inside the group
-    (
-        [ -z "$group" ] || echo "$BASHPID" >"$group/cgroup.procs"
-        exec "$@"
-    )
-}
 
 decode() { # STATS TOKENS WRAPPER...
     local out=$1 n=$2
@@ -54,16 +33,13 @@ drive_rate() { # bytes per second
         --runtime=5 --time_based --output-format=json | jq '.jobs[0].read.bw_bytes'
 }
 
-make_group
+memory_group_make "$limit"
 cached_before=$(awk '/^Cached:/{print $2 * 1024}' /proc/meminfo)
 rate_before=$(drive_rate)
-budget=$ram decode "$stats/streamed" "$tokens" limited
+budget=$ram decode "$stats/streamed" "$tokens" memory_group_run
 rate_after=$(drive_rate)
 cached_after=$(awk '/^Cached:/{print $2 * 1024}' /proc/meminfo)
-peak=null
-if [ -n "$group" ]; then
-    peak=$(cat "$group/memory.max_usage_in_bytes" 2>/dev/null || cat "$group/memory.peak")
-fi
+peak=$(memory_group_peak)
 resident=null
 if [ "$(awk '/^MemAvailable:/{print int($2 / 1024)}' /proc/meminfo)" -gt $(($(stat -c %s "$model") / 1000000)) ]; then
     # Longer, so that filling the cache weighs little; what it waited for reads is not compute.
