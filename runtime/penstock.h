@@ -231,8 +231,8 @@ typedef uint32_t ps_replay_prediction_fn(void *ctx, uint32_t moe_layer, uint32_t
                                          uint32_t n_tokens, const uint32_t **experts,
                                          const float **probabilities);
 /* predict NULL: predictions stay the model's own. choose NULL ends a replay. PS_ERR_UNSUPPORTED where lossy modes change
- * choices by what this model's router says. A feed for which choose gives an id that there is not fails with
- * PS_ERR_ARGUMENT. */
+ * choices by what this model's router says. A feed fails with PS_ERR_ARGUMENT where choose gives an expert that there is
+ * not, or one twice for a token. */
 enum ps_status ps_session_replay(struct ps_session *session, ps_replay_choice_fn *choose,
                                  ps_replay_prediction_fn *predict, void *ctx, struct ps_error *err);
 

@@ -143,6 +143,15 @@ static enum ps_status check_by_token(const struct forward *f, uint32_t layer, co
     return PS_OK;
 }
 
+static bool is_among(const uint32_t *ids, uint32_t n, uint32_t expert)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (ids[i] == expert)
+            return true;
+    }
+    return false;
+}
+
 /* One token's experts as a replay gave them. */
 static enum ps_status take_replayed(struct forward *f, uint32_t token, struct ps_error *err)
 {
@@ -156,6 +165,9 @@ static enum ps_status take_replayed(struct forward *f, uint32_t token, struct ps
         if (ids[n] >= n_expert)
             return ps_error_set(err, PS_ERR_ARGUMENT, "replay: MoE layer %u: expert %u, of %u", f->moe_layer,
                                 ids[n], n_expert);
+        if (is_among(ids, n, ids[n]))
+            return ps_error_set(err, PS_ERR_ARGUMENT, "replay: MoE layer %u: expert %u is chosen twice",
+                                f->moe_layer, ids[n]);
         weighed = weighed && isfinite(weights[n]);
     }
     for (uint32_t i = n; i < k; i++) {

@@ -118,6 +118,16 @@ class HitsAreThoseOfSimulate(Case):
         wanted = 2 * sum(len(experts) for token in visits(made_up(3))[:7] for experts in token.values())
         self.assertEqual((stats["expert_hits"], stats["expert_misses"]), (wanted, 0))
 
+    def test_a_long_trace_stays_within_the_budget(self):
+        short, long = self.write("short", made_up(7, 20)), self.write("long", made_up(7, 6000))
+        _, small = self.replay(short, "--ram", "14M", n=20)
+        result, large = self.replay(long, "--ram", "14M", n=20)
+        self.assertGreater(large["process_bytes"], small["process_bytes"] + (1 << 20))
+        self.assertLess(large["slots"], small["slots"])
+        self.assertGreater(large["slots"], 0)
+        if not harness.is_slow():
+            self.assertLessEqual(result.peak_rss, 14 << 20)
+
     def test_prefill_token_by_token(self):
         trace = self.write("t.trace", made_up(4))
         _, stats = self.replay(trace, "--ram", "12M", "--chunk", 1, kind="prefill")

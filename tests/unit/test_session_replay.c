@@ -247,6 +247,9 @@ static void experts_that_there_are_not_fail_the_feed(void **state)
     run = replayed(PS_NO_EXPERT, 1, PS_ERR_ARGUMENT, &err);
     assert_non_null(strstr(err.message, "expert 1 stands after none"));
     run_free(run);
+    run = replayed(3, 3, PS_ERR_ARGUMENT, &err);
+    assert_non_null(strstr(err.message, "expert 3 is chosen twice"));
+    run_free(run);
 }
 
 static void replay_can_end(void **state)
