@@ -13,6 +13,7 @@ EXPERT_BYTES = 3 * 256 * 128 // 32 * 34
 SHAPE = ("--layers", LAYERS, "--embd", 256, "--heads", 8, "--kv-heads", 4, "--head-dim", 32, "--experts", EXPERTS, "--top-k", TOP_K)
 SHAPE += ("--expert-ff", 128, "--vocab", 512, "--ctx", 256, "--type", "q8_0")
 TOKENS = 60
+AMPLE = 40  # MiB in which all experts stay
 
 
 def made_up(seed, tokens=TOKENS, layers=LAYERS, experts=EXPERTS, top_k=TOP_K):
@@ -68,8 +69,10 @@ class Case(harness.TestCase):
         self.ok("trace", "-m", BUNDLED_MODEL, "-o", path, *flags)
         return path
 
-    def replay(self, trace, *flags, kind="decode", model=None, n=TOKENS):
-        return self.statistics("bench", kind, "-m", model or self.model, "-n", n, "--replay", trace, *flags)
+    def replay(self, trace, more, *flags, kind="decode", model=None, n=TOKENS):
+        """With the smallest budget and so many MiB more: what a sanitizer takes of it is its own."""
+        command = ("bench", kind, "-m", model or self.model, "-n", n, "--replay", trace, *flags)
+        return self.statistics(*command, "--ram", harness.smallest_budget(*command) + (more << 20))
 
     def simulate(self, trace, policy, slots):
         size = ("--ram", slots * EXPERT_BYTES, "--expert-bytes", EXPERT_BYTES, "--experts", EXPERTS)
@@ -98,44 +101,45 @@ class HitsAreThoseOfSimulate(Case):
         trace = self.write("t.trace", made_up(1))
         for policy in harness.cache_policies():
             flags = ("--cache-policy", policy, "--prefetch", "off")
-            smallest = harness.smallest_budget("bench", "decode", "-m", self.model, "-n", TOKENS, *flags)
             rates = []
-            for more in (2 << 20, 5 << 20, 9 << 20):
+            for more in (4, 7, 11):
                 with self.subTest(policy=policy, more=more):
-                    _, stats = self.replay(trace, "--ram", smallest + more, *flags)
+                    _, stats = self.replay(trace, more, *flags)
                     rates.append(self.assert_simulated(stats, trace, policy)["hit_rate"])
             self.assertTrue(rates[0] < rates[1] < rates[2] < 1, rates)
 
     def test_a_trace_shorter_than_the_run_is_repeated(self):
         lines = made_up(2)
         once, twice = self.write("once", lines), self.write("twice", lines + lines[lines.index("token 0 - decode") :])
-        _, stats = self.replay(once, "--ram", "12M", n=2 * TOKENS)
+        _, stats = self.replay(once, 6, n=2 * TOKENS)
         self.assert_simulated(stats, twice, harness.cache_policies()[0])
 
     def test_each_pass_begins_with_the_first_token(self):
         trace = self.write("t.trace", made_up(3))
-        _, stats = self.replay(trace, "--ram", "64M", "--warm-up", 1, "--repeat", 2, n=7)
+        _, stats = self.replay(trace, AMPLE, "--warm-up", 1, "--repeat", 2, n=7)
         wanted = 2 * sum(len(experts) for token in visits(made_up(3))[:7] for experts in token.values())
         self.assertEqual((stats["expert_hits"], stats["expert_misses"]), (wanted, 0))
 
     def test_a_long_trace_stays_within_the_budget(self):
+        if harness.is_slow():
+            self.skipTest("a sanitizer's or an emulator's own memory is not penstock's")
         short, long = self.write("short", made_up(7, 20)), self.write("long", made_up(7, 6000))
-        _, small = self.replay(short, "--ram", "14M", n=20)
-        result, large = self.replay(long, "--ram", "14M", n=20)
+        command = ("bench", "decode", "-m", self.model, "-n", 20, "--ram", "14M", "--replay")
+        _, small = self.statistics(*command, short)
+        result, large = self.statistics(*command, long)
         self.assertGreater(large["process_bytes"], small["process_bytes"] + (1 << 20))
         self.assertLess(large["slots"], small["slots"])
         self.assertGreater(large["slots"], 0)
-        if not harness.is_slow():
-            self.assertLessEqual(result.peak_rss, 14 << 20)
+        self.assertLessEqual(result.peak_rss, 14 << 20)
 
     def test_prefill_token_by_token(self):
         trace = self.write("t.trace", made_up(4))
-        _, stats = self.replay(trace, "--ram", "12M", "--chunk", 1, kind="prefill")
+        _, stats = self.replay(trace, 6, "--chunk", 1, kind="prefill")
         self.assert_simulated(stats, trace, harness.cache_policies()[0])
 
     def test_prefill_in_chunks_asks_for_each_expert_once_a_chunk(self):
         trace = self.write("t.trace", made_up(5))
-        _, stats = self.replay(trace, "--ram", "64M", "--chunk", 16, kind="prefill")
+        _, stats = self.replay(trace, AMPLE, "--chunk", 16, kind="prefill")
         tokens = visits(made_up(5))
         wanted = 0
         for start in range(0, TOKENS, 16):
@@ -147,7 +151,7 @@ class HitsAreThoseOfSimulate(Case):
         rng = random.Random(6)
         tokens = [[sorted(rng.sample(range(EXPERTS), TOP_K)) for _ in range(LAYERS)] for _ in range(TOKENS)]
         trace = self.write("t.jsonl", [json.dumps({"tok": i, "layers": layers}) for i, layers in enumerate(tokens)])
-        _, stats = self.replay(trace, "--ram", "12M")
+        _, stats = self.replay(trace, 6)
         self.assert_simulated(stats, trace, harness.cache_policies()[0])
 
     @harness.needs_shared("traces", "qwen3-30b-a3b.route.csv")
@@ -156,7 +160,7 @@ class HitsAreThoseOfSimulate(Case):
         shape = ("--layers", 48, "--embd", 64, "--heads", 2, "--kv-heads", 2, "--experts", 128, "--top-k", 8, "--expert-ff", 32)
         model = self.synth("qwen.gguf", *shape)
         self.assertIn("add --top-k 6", self.fails("bench", "decode", "-m", model, "--replay", trace, code=2))
-        result, stats = self.replay(trace, "--top-k", 6, "--ram", "24M", model=model, n=156)
+        result, stats = self.replay(trace, 12, "--top-k", 6, model=model, n=156)
         self.assertLess(stats["slots"], stats["shards"])
         size = ("--ram", f"{100 * (stats['slots'] + 0.1) / stats['shards']}%")
         policy = harness.cache_policies()[0]
@@ -174,6 +178,8 @@ class OwnRecording(Case):
         self.trace = self.record("--tokens", "random:1", "-n", TOKENS)
 
     def test_same_bytes_are_read(self):
+        if harness.is_slow():
+            self.skipTest("a sanitizer's memory differs from start to start, and with it the number of slots")
         flags = ("--prefetch", "off", "-n", TOKENS, "--tokens", "random:1", "-m", BUNDLED_MODEL)
         ram = harness.smallest_budget("bench", "decode", *flags) + (4 << 20)
         _, original = self.statistics("bench", "decode", *flags, "--ram", ram)
@@ -187,8 +193,7 @@ class OwnRecording(Case):
         self.assertEqual(other["expert_hits"], original["expert_hits"])
 
     def test_recorded_predictions_are_read_ahead(self):
-        flags = ("--ram", "10M", "--io-limit", "400M")
-        result, stats = self.replay(self.trace, *flags)
+        result, stats = self.replay(self.trace, 5, "--io-limit", "400M")
         self.assertEqual(stats["replay"], "recorded.trace")
         self.assertEqual(stats["replayed"], ["experts", "weights", "predictions"])
         self.assertIn(f"predictions of {TOKENS - 1} of {TOKENS} tokens", result.message)
@@ -198,16 +203,16 @@ class OwnRecording(Case):
         self.assertGreater(stats["bytes_useful"] + stats["bytes_late"], stats["bytes_wasted"])
 
     def test_prefetch_is_off_where_nothing_was_predicted(self):
-        result, stats = self.replay(self.write("t.trace", made_up(1)), "--ram", "10M")
+        result, stats = self.replay(self.write("t.trace", made_up(1)), 5)
         self.assertEqual(stats["replayed"], ["experts"])
         self.assertEqual((stats["bytes_speculative"], stats["predictor_bytes"]), (0, 0))
         self.assertIn("prefetch is off: no predictions to replay", result.message)
-        result, stats = self.replay(self.trace, "--ram", "10M", "--prefetch", "off")
+        result, stats = self.replay(self.trace, 5, "--prefetch", "off")
         self.assertEqual(stats["replayed"], ["experts", "weights"])
         self.assertNotIn("prefetch is off", result.message)
 
     def test_what_is_real_is_one_line(self):
-        result, _ = self.replay(self.trace, "--ram", "64M")
+        result, _ = self.replay(self.trace, AMPLE)
         lines = [line for line in result.message.splitlines() if line.startswith("replay of recorded.trace (fable-moe): ")]
         self.assertEqual(len(lines), 1, result.message)
         self.assertIn("real: attention", lines[0])
@@ -230,7 +235,7 @@ class Refusals(Case):
                 self.assertIn(message, self.refused(trace))
                 self.assertIn("t.trace", self.refused(trace, kind="prefill"))
         trace = self.write("few.trace", made_up(1, top_k=3))
-        _, stats = self.replay(trace, "--top-k", 3, "--ram", "64M")
+        _, stats = self.replay(trace, AMPLE, "--top-k", 3)
         self.assertEqual(stats["replay"], "few.trace")
         self.assertIn("would use 4", self.refused(self.write("t", made_up(1, top_k=3)), "--top-k", 4))
 
