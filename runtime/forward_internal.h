@@ -23,6 +23,9 @@ struct forward {
     void *router_ctx;
     ps_prediction_fn *on_prediction;
     void *prediction_ctx;
+    ps_replay_choice_fn *replay_choice; /* NULL: the routers' own */
+    ps_replay_prediction_fn *replay_prediction;
+    void *replay_ctx;
     uint32_t moe_layer; /* MoE layers passed in this chunk */
     struct lossy_counts lossy;
     struct step_parts parts;

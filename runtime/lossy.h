@@ -11,10 +11,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "runtime/penstock.h"
+
 struct forward;
 
 /* In the place of an expert that was left out. */
-#define LOSSY_NO_EXPERT UINT32_MAX
+#define LOSSY_NO_EXPERT PS_NO_EXPERT
 
 /* (token, layer, rank) choices since the last reset. */
 struct lossy_counts {

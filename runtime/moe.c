@@ -40,6 +40,15 @@ static uint32_t group_by_expert(struct forward *f)
     return n_distinct;
 }
 
+/* What was recorded in the place of the predictor's guess. */
+static void replay_prediction(struct forward *f, uint32_t moe_layer, uint32_t distance, struct prediction *p)
+{
+    uint32_t n = f->replay_prediction(f->replay_ctx, moe_layer, distance, f->position, f->n_tokens,
+                                      &p->experts, &p->probabilities);
+    for (p->n = 0; p->n < n && p->experts[p->n] < f->model->hp.n_expert;)
+        p->n++;
+}
+
 void predict_ahead(struct forward *f, int layer, enum predict_when when)
 {
     /* Which MoE layer after the last, and how many MoE blocks short of it the residual stream is. */
@@ -64,11 +73,14 @@ void predict_ahead(struct forward *f, int layer, enum predict_when when)
         struct prediction p;
         if (!predictor_predict(model->predictor, f, layer, step, distance, &p))
             continue;
+        uint32_t target = f->moe_layer + step - 1; /* f->moe_layer has moved past the layer that has chosen */
+        if (f->replay_prediction)
+            replay_prediction(f, target, distance, &p);
         uint64_t bytes = shard_map_layer(model->shards, p.layer)->slot_bytes;
         lists[n++] = (struct prefetch_candidates){p.layer, p.n, bytes, p.experts, p.probabilities};
-        if (f->on_prediction) /* f->moe_layer has moved past the layer that has chosen */
-            f->on_prediction(f->prediction_ctx, f->moe_layer + step - 1, distance, f->position, f->n_tokens,
-                             p.n, p.experts, p.probabilities);
+        if (f->on_prediction)
+            f->on_prediction(f->prediction_ctx, target, distance, f->position, f->n_tokens, p.n, p.experts,
+                             p.probabilities);
     }
     if (prefetches && n > 0)
         prefetch_offer(&model->prefetch, lists, n);
@@ -233,6 +245,10 @@ static void sum_experts(struct forward *f, uint32_t token, void *arg)
     const float *weights = f->s.weights + (size_t)token * k;
     float *sum = a->experts + token * n;
     bool weighed = a->options->weigh_input;
+    if (ids[0] == LOSSY_NO_EXPERT) { /* of a replay: the token has none */
+        memset(sum, 0, n * sizeof(*sum));
+        return;
+    }
     ops->scale(sum, f->s.expert_out + rows[0] * n, weighed ? 1.0f : weights[0], n);
     for (uint32_t i = 1; i < k; i++) {
         if (ids[i] != LOSSY_NO_EXPERT)

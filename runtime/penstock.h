@@ -201,7 +201,7 @@ enum ps_status ps_session_logits(struct ps_session *session, uint32_t back, uint
  * set it. flag must outlive the session; NULL: none. */
 void ps_session_cancel_on(struct ps_session *session, const volatile sig_atomic_t *flag);
 
-/* Called once per MoE layer and chunk with the router's choice: ids and weights [n_tokens][k]; moe_layer counts MoE
+/* Called once per MoE layer and chunk with the router's choice, or what a replay put there: ids and weights [n_tokens][k]; moe_layer counts MoE
  * layers from 0; position is that of the first token. */
 typedef void ps_router_fn(void *ctx, uint32_t moe_layer, uint32_t position, uint32_t n_tokens, uint32_t k,
                           const uint32_t *ids, const float *weights);
@@ -214,6 +214,27 @@ typedef void ps_prediction_fn(void *ctx, uint32_t moe_layer, uint32_t distance, 
                               uint32_t n_tokens, uint32_t n, const uint32_t *experts,
                               const float *probabilities);
 void ps_session_on_prediction(struct ps_session *session, ps_prediction_fn *fn, void *ctx);
+
+/* Replay: the routing of another run in the place of this model's own, to measure real routing on weights that are not the
+ * real ones. Routers and predictor still compute, and experts are read and computed as ever, but logits mean nothing. */
+#define PS_NO_EXPERT UINT32_MAX /* in the place of an id */
+
+/* Called once per MoE layer and chunk, before ps_router_fn: ids and weights [n_tokens][k] hold the router's choice and take
+ * the replayed one, best first, PS_NO_EXPERT after the last where a token has fewer than k. A weight that is not finite:
+ * the token's experts are weighed by this model's router. */
+typedef void ps_replay_choice_fn(void *ctx, uint32_t moe_layer, uint32_t position, uint32_t n_tokens,
+                                 uint32_t k, uint32_t *ids, float *weights);
+/* Called for each prediction, which it replaces: returns how many experts, most likely first, with probabilities that do not
+ * increase; both stay until the chunk is done. The first id that there is not ends the list. Arguments as of
+ * ps_prediction_fn, which is called with what is returned. */
+typedef uint32_t ps_replay_prediction_fn(void *ctx, uint32_t moe_layer, uint32_t distance, uint32_t position,
+                                         uint32_t n_tokens, const uint32_t **experts,
+                                         const float **probabilities);
+/* predict NULL: predictions stay the model's own. choose NULL ends a replay. PS_ERR_UNSUPPORTED where lossy modes change
+ * choices by what this model's router says. A feed fails with PS_ERR_ARGUMENT where choose gives an expert that there is
+ * not, or one twice for a token. */
+enum ps_status ps_session_replay(struct ps_session *session, ps_replay_choice_fn *choose,
+                                 ps_replay_prediction_fn *predict, void *ctx, struct ps_error *err);
 
 /* Parts of a forward pass. */
 enum ps_part {

@@ -143,6 +143,54 @@ static enum ps_status check_by_token(const struct forward *f, uint32_t layer, co
     return PS_OK;
 }
 
+static bool is_among(const uint32_t *ids, uint32_t n, uint32_t expert)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (ids[i] == expert)
+            return true;
+    }
+    return false;
+}
+
+/* One token's experts as a replay gave them. */
+static enum ps_status take_replayed(struct forward *f, uint32_t token, struct ps_error *err)
+{
+    uint32_t n_expert = f->model->hp.n_expert;
+    uint32_t k = f->model->params.top_k;
+    const uint32_t *ids = f->s.chosen + (size_t)token * k;
+    float *weights = f->s.weights + (size_t)token * k;
+    bool weighed = true;
+    uint32_t n = 0;
+    for (; n < k && ids[n] != LOSSY_NO_EXPERT; n++) {
+        if (ids[n] >= n_expert)
+            return ps_error_set(err, PS_ERR_ARGUMENT, "replay: MoE layer %u: expert %u, of %u", f->moe_layer,
+                                ids[n], n_expert);
+        if (is_among(ids, n, ids[n]))
+            return ps_error_set(err, PS_ERR_ARGUMENT, "replay: MoE layer %u: expert %u is chosen twice",
+                                f->moe_layer, ids[n]);
+        weighed = weighed && isfinite(weights[n]);
+    }
+    for (uint32_t i = n; i < k; i++) {
+        if (ids[i] != LOSSY_NO_EXPERT)
+            return ps_error_set(err, PS_ERR_ARGUMENT, "replay: MoE layer %u: expert %u stands after none",
+                                f->moe_layer, ids[i]);
+        weights[i] = 0.0f;
+    }
+    if (!weighed)
+        weigh_token(f, token, NULL);
+    return PS_OK;
+}
+
+static enum ps_status replay_choice(struct forward *f, struct ps_error *err)
+{
+    enum ps_status status = PS_OK;
+    f->replay_choice(f->replay_ctx, f->moe_layer, f->position, f->n_tokens, f->model->params.top_k,
+                     f->s.chosen, f->s.weights);
+    for (uint32_t t = 0; t < f->n_tokens && status == PS_OK; t++)
+        status = take_replayed(f, t, err);
+    return status;
+}
+
 enum ps_status route(struct forward *f, uint32_t layer, struct acts *acts, struct ps_error *err)
 {
     const struct weight *w = f->model->layers[layer].w;
@@ -156,6 +204,11 @@ enum ps_status route(struct forward *f, uint32_t layer, struct acts *acts, struc
         args.by_token = &w[LT_TOKEN_EXPERTS];
     }
     for_each_token(f, route_token, &args);
+    if (f->replay_choice) {
+        enum ps_status status = replay_choice(f, err);
+        if (status != PS_OK)
+            return status;
+    }
     if (f->on_router)
         f->on_router(f->router_ctx, f->moe_layer, f->position, f->n_tokens, f->model->params.top_k,
                      f->s.chosen, f->s.weights);

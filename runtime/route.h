@@ -4,8 +4,8 @@
 
 #include "runtime/forward_internal.h"
 
-/* Fills scratch.router with the scores of all experts, .chosen and .weights. Fails where the file says that a token goes
- * to an expert that there is not. */
+/* Fills scratch.router with the scores of all experts, .chosen and .weights. Fails where the file, or a replay, says that a
+ * token goes to an expert that there is not. */
 enum ps_status route(struct forward *f, uint32_t layer, struct acts *acts, struct ps_error *err);
 /* Weights of the chunk's tokens from the scores once more, after something has changed the choice. */
 void weigh_again(struct forward *f);

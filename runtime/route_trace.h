@@ -73,6 +73,9 @@ struct route_trace {
 enum ps_status route_trace_read(struct route_trace **out, const char *path, struct ps_error *err);
 void route_trace_free(struct route_trace *trace); /* NULL is fine */
 
+/* What a token chose in a layer; NULL: not recorded. */
+const struct replay_visit *route_trace_visit(const struct route_trace *trace, uint64_t token, uint32_t layer);
+
 /* The trace as a cache sees it when every token is computed by itself: ids of a visit ascend, as in a forward pass.
  * *out borrows from trace and from *ids, which the caller frees. PS_ERR_NOMEM. */
 enum ps_status route_trace_replay(const struct route_trace *trace, struct replay_trace *out, uint32_t **ids,

@@ -528,6 +528,22 @@ void route_trace_free(struct route_trace *trace)
     free(trace);
 }
 
+const struct replay_visit *route_trace_visit(const struct route_trace *trace, uint64_t token, uint32_t layer)
+{
+    uint64_t low = 0, high = trace->n_visits;
+    while (low < high) {
+        uint64_t middle = low + (high - low) / 2;
+        const struct replay_visit *visit = &trace->visits[middle];
+        if (visit->token == token && visit->layer == layer)
+            return visit;
+        if (visit->token < token || (visit->token == token && visit->layer < layer))
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return NULL;
+}
+
 static int by_id(const void *a, const void *b)
 {
     uint32_t x = *(const uint32_t *)a;

@@ -164,6 +164,20 @@ void ps_session_on_prediction(struct ps_session *session, ps_prediction_fn *fn, 
     session->forward.prediction_ctx = ctx;
 }
 
+enum ps_status ps_session_replay(struct ps_session *session, ps_replay_choice_fn *choose,
+                                 ps_replay_prediction_fn *predict, void *ctx, struct ps_error *err)
+{
+    const struct ps_model_params *params = &session->model->params;
+    if (choose && (params->drop_below > 0.0f || params->substitute))
+        return ps_error_set(err, PS_ERR_UNSUPPORTED,
+                            "replay: experts can be dropped or substituted by the model's own router alone");
+    struct forward *f = &session->forward;
+    f->replay_choice = choose;
+    f->replay_prediction = choose ? predict : NULL;
+    f->replay_ctx = ctx;
+    return PS_OK;
+}
+
 void ps_session_prediction_stats(const struct ps_session *session, struct ps_prediction_stats *stats)
 {
     *stats = (struct ps_prediction_stats){0};

@@ -11,6 +11,7 @@
 
 struct bench_options {
     const char *tokens;
+    const char *replay;
     uint32_t n;
     uint32_t warm_up, repeat;
     const char *stats;
@@ -21,12 +22,14 @@ struct bench_options {
 static const struct flag decode_rows[] = {
     {"n", 'n', FLAG_U32, OPTION(n), .help = "tokens to decode", .min = 1, .max = 1 << 30},
     {"tokens", 0, FLAG_STRING, OPTION(tokens), "greedy|random:SEED|FILE", .help = TOKEN_SOURCE_HELP},
+    {"replay", 0, FLAG_STRING, OPTION(replay), "TRACE", .help = REPLAY_HELP},
     {0},
 };
 
 static const struct flag prefill_rows[] = {
     {"n", 'n', FLAG_U32, OPTION(n), .help = "tokens of the prompt", .min = 1, .max = 1 << 30},
     {"tokens", 0, FLAG_STRING, OPTION(tokens), "random:SEED|FILE", .help = "random ids, or ids from a file"},
+    {"replay", 0, FLAG_STRING, OPTION(replay), "TRACE", .help = REPLAY_HELP},
     {0},
 };
 
@@ -159,6 +162,8 @@ static int run_bench(struct bench *b, pass_fn *pass)
         exit_code = cli_status(&err);
     } else {
         print_summary(b->m, &b->times);
+        if (b->m->replay)
+            bench_replay_print(b->m->replay, b->m->model);
         print_spread(&b->times);
         print_parts(b->m);
         if (o->stats && !live_view_wanted(o->stats))
@@ -170,6 +175,30 @@ static int run_bench(struct bench *b, pass_fn *pass)
     return exit_code;
 }
 
+/* The token source, and the model loaded with what is replayed. */
+static bool bench_start(const struct bench_options *options, struct model_options *model_options,
+                        struct token_source *source, struct bench_replay *replay, struct loaded_model *m,
+                        int *exit_code)
+{
+    struct ps_error err;
+    struct ps_model_params *params = &model_options->params;
+    if (!token_source_open(source, options->tokens, options->n, ps_model_info(m->model)->n_vocab, exit_code))
+        return false;
+    if (options->replay &&
+        !bench_replay_open(replay, options->replay, params->feed == 1 || params->chunk == 1, m->model, params,
+                           exit_code))
+        return false;
+    if (!loaded_model_start(m, m->model, model_options, exit_code))
+        return false;
+    if (!options->replay)
+        return true;
+    m->replay = replay;
+    if (bench_replay_attach(replay, m->model, m->session, &err) == PS_OK)
+        return true;
+    *exit_code = cli_status(&err);
+    return false;
+}
+
 /* What the measurements have in common: parse, open, load, run. feed: most tokens per feed; 0: all. */
 static int bench_model(const struct flag_spec *spec, struct bench_options *options,
                        struct model_options *model_options, uint32_t feed, pass_fn *pass, int argc,
@@ -177,6 +206,7 @@ static int bench_model(const struct flag_spec *spec, struct bench_options *optio
 {
     struct loaded_model m = {.start = clock_seconds()};
     struct token_source source = {0};
+    struct bench_replay replay = {0};
     struct ps_error err;
     int exit_code;
     if (!cli_parse(spec, argc, argv, &exit_code) || !live_view_possible(options->stats, &exit_code))
@@ -184,6 +214,10 @@ static int bench_model(const struct flag_spec *spec, struct bench_options *optio
     bool greedy = strcmp(options->tokens, "greedy") == 0;
     if (greedy && feed == 0)
         return cli_error(CLI_USAGE, "--tokens: greedy has no prompt: use random:SEED or a file");
+    if (greedy && options->replay)
+        return cli_error(CLI_USAGE,
+                         "--replay: the logits of a replay mean nothing, greedy tokens go by them: use "
+                         "--tokens random:SEED or a file");
     if (ps_model_open(&m.model, model_options->path, &err) != PS_OK)
         return cli_status(&err);
     if (model_options->params.ctx == 0)
@@ -192,15 +226,14 @@ static int bench_model(const struct flag_spec *spec, struct bench_options *optio
     if (options->n > model_options->params.ctx)
         exit_code = cli_error(CLI_USAGE, "-n: %u tokens do not fit a context of %u", options->n,
                               model_options->params.ctx);
-    else if (token_source_open(&source, options->tokens, options->n, ps_model_info(m.model)->n_vocab,
-                               &exit_code) &&
-             loaded_model_start(&m, m.model, model_options, &exit_code)) {
+    else if (bench_start(options, model_options, &source, &replay, &m, &exit_code)) {
         struct bench b = {.m = &m, .options = options, .source = &source, .start = m.start};
         exit_code = run_bench(&b, pass);
     }
     loaded_model_save_working_set(&m, exit_code);
     free(source.ids);
     loaded_model_close(&m);
+    bench_replay_close(&replay);
     return exit_code;
 }
 
@@ -220,7 +253,8 @@ static int bench_decode(int argc, char **argv)
             "the time went.",
         .examples =
             "  penstock bench decode -m model.gguf -n 64 --tokens random:1 --ram 4.8G --threads 2 --stats -\n"
-            "  penstock bench decode -m model.gguf -n 64 --warm-up 1 --repeat 5",
+            "  penstock bench decode -m model.gguf -n 64 --warm-up 1 --repeat 5\n"
+            "  penstock bench decode -m synthetic.gguf -n 128 --replay story.trace --ram 8G",
         .groups = groups};
     return bench_model(&spec, &options, &model_options, 1, decode_pass, argc, argv);
 }

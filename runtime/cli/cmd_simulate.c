@@ -380,22 +380,6 @@ static enum ps_status simulate(struct simulation *s, struct ps_error *err)
 
 /* ---- what the predictor was worth ---- */
 
-static const struct replay_visit *find_visit(const struct route_trace *t, uint64_t token, uint32_t layer)
-{
-    uint64_t low = 0, high = t->n_visits;
-    while (low < high) {
-        uint64_t middle = low + (high - low) / 2;
-        const struct replay_visit *visit = &t->visits[middle];
-        if (visit->token == token && visit->layer == layer)
-            return visit;
-        if (visit->token < token || (visit->token == token && visit->layer < layer))
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return NULL;
-}
-
 /* Share of the experts chosen that were among as many first guesses, for predictions of one token; NaN: there are
  * none. */
 static double prediction_recall(const struct route_trace *t, uint32_t distance)
@@ -404,7 +388,7 @@ static double prediction_recall(const struct route_trace *t, uint32_t distance)
     for (uint64_t i = 0; i < t->n_predictions; i++) {
         const struct route_prediction *p = &t->predictions[i];
         const struct replay_visit *visit =
-            p->distance == distance && p->n_tokens == 1 ? find_visit(t, p->token, p->layer) : NULL;
+            p->distance == distance && p->n_tokens == 1 ? route_trace_visit(t, p->token, p->layer) : NULL;
         for (uint32_t j = 0; visit && j < visit->n; j++) {
             for (uint32_t g = 0; g < p->n && g < visit->n; g++)
                 right += t->predicted[p->first + g] == t->ids[visit->first + j];

@@ -317,7 +317,9 @@ static bool print_stats(FILE *out, const struct loaded_model *m, const struct ru
             fprintf(out, "%s%.6g", i ? ", " : "", t->rates[i]);
         fputs("], ", out);
     }
-    print_prediction_stats(out, m->session);
+    bench_replay_write(out, m->replay);
+    if (!m->replay) /* what the predictor itself guessed was of no use */
+        print_prediction_stats(out, m->session);
     fprintf(out, "\"io_backend\": \"%s\", \"direct\": %s, \"cpu\": \"%s\", \"threads_reason\": \"%s\"}\n",
             s.io_backend, s.direct ? "true" : "false", s.cpu, s.threads_reason);
     return fflush(out) == 0 && !ferror(out);

@@ -2,6 +2,7 @@
 #ifndef PENSTOCK_RUNTIME_CLI_MODEL_FLAGS_H
 #define PENSTOCK_RUNTIME_CLI_MODEL_FLAGS_H
 
+#include "runtime/cli/bench_replay.h"
 #include "runtime/cli/flags.h"
 #include "runtime/cli/warm_file.h"
 #include "runtime/penstock.h"
@@ -20,8 +21,9 @@ void model_options_default(struct model_options *options);
 struct loaded_model {
     struct ps_model *model;
     struct ps_session *session;
-    double start; /* clock when the command began */
-    bool lossy;   /* a flag asks for less than the exact result */
+    double start;                      /* clock when the command began */
+    bool lossy;                        /* a flag asks for less than the exact result */
+    const struct bench_replay *replay; /* NULL: routing is the model's own */
     struct warm_file warm;
 };
 
