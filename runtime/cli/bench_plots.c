@@ -42,9 +42,37 @@ const char *bench_limit_text(double limit, char out[RATE_TEXT_SIZE])
     return out;
 }
 
+/* "4.8 GiB", "64 KiB": fewer digits than size_format's, for axes and legends. */
 static const char *bytes_text(double bytes, char out[SIZE_TEXT_SIZE])
 {
-    return size_format(bytes < 1e18 ? (uint64_t)bytes : 0, out);
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    int unit = 0;
+    for (; bytes >= 1000.0 && unit < 4; unit++)
+        bytes /= 1024.0;
+    snprintf(out, SIZE_TEXT_SIZE, "%.3g %s", bytes, units[unit]);
+    return out;
+}
+
+/* A limit, and where there is none what the drive gives by itself. */
+static const char *drive_text(const struct result_cell *cell, char out[LABEL_SIZE])
+{
+    char limit[RATE_TEXT_SIZE];
+    double gives = median(cell, FIGURE_DRIVE);
+    bench_limit_text(median(cell, FIGURE_LIMIT), limit);
+    if (isfinite(median(cell, FIGURE_LIMIT)) || isnan(gives))
+        snprintf(out, LABEL_SIZE, "%s", limit);
+    else
+        snprintf(out, LABEL_SIZE, "%s: %.3g GB/s", limit, gives / GB);
+    return out;
+}
+
+static bool has_several(const struct result_group *group, enum result_figure figure)
+{
+    for (uint32_t i = 1; i < group->n_cells; i++) {
+        if (median(&group->cells[i], figure) != median(&group->cells[0], figure))
+            return true;
+    }
+    return false;
 }
 
 /* ---- curves ---- */
@@ -172,11 +200,9 @@ static const char *draw_drive(const struct drawing *d, bool *no_memory)
     if (enough) {
         put_drive_curves(d, &lines);
         fputs("Points are medians, bars go from the least to the most of the repeats. No point can be above "
-              "the dashed line "
-              "of its colour (reading alone: the drive's throughput over the bytes that a token reads with "
-              "this budget) or "
-              "the grey one (computing alone: the fastest measured token without its stalls) by more than "
-              "noise.",
+              "the dashed line of its colour (reading alone: the drive's throughput over the bytes that a "
+              "token reads with this budget) or the grey one (computing alone: the fastest measured token "
+              "without its stalls) by more than noise.",
               d->caption);
     }
     lines_deinit(&lines);
@@ -187,9 +213,9 @@ static const char *draw_drive(const struct drawing *d, bool *no_memory)
 
 /* Rings at the knees, and what they are for the caption. */
 static void put_knees(const struct drawing *d, const struct lines *lines, const char *block,
-                      enum result_figure y)
+                      enum result_figure y, double y_unit)
 {
-    char size[SIZE_TEXT_SIZE], limit[RATE_TEXT_SIZE];
+    char size[SIZE_TEXT_SIZE], drive[LABEL_SIZE];
     fprintf(d->data, "$%s << EOD\nNaN NaN\n", block);
     for (uint32_t i = 0; i < lines->n; i++) {
         const struct result_curve *curve = &lines->curves[i];
@@ -197,16 +223,15 @@ static void put_knees(const struct drawing *d, const struct lines *lines, const 
         if (at == 0)
             continue;
         const struct result_cell *cell = curve->cells[at];
-        fprintf(d->data, "%.9g %.9g\n", median(cell, FIGURE_CYCLES), median(cell, y));
+        fprintf(d->data, "%.9g %.9g\n", median(cell, FIGURE_CYCLES), median(cell, y) / y_unit);
         if (y == FIGURE_RATE)
-            fprintf(d->caption, " Knee of %s: %.3g cycles (RAM %s).",
-                    bench_limit_text(median(cell, FIGURE_LIMIT), limit), median(cell, FIGURE_CYCLES),
-                    bytes_text(median(cell, FIGURE_RAM), size));
+            fprintf(d->caption, " Knee of tokens/s with %s: %.3g cycles (RAM %s).", drive_text(cell, drive),
+                    median(cell, FIGURE_CYCLES), bytes_text(median(cell, FIGURE_RAM), size));
     }
     fputs("EOD\n", d->data);
     fprintf(d->body,
-            "$%s using 1:2 with impulses dt 3 lw 1.5 lc rgb '#444444' notitle, "
-            "$%s using 1:2 with points pt 6 ps 2.6 lw 2 lc rgb '#444444' title '%s'\n",
+            "$%s using 1:2 with impulses dt 3 lw 1.5 lc rgb '#444444' notitle, $%s using 1:2 with points pt "
+            "6 ps 2.6 lw 2 lc rgb '#444444' title '%s'\n",
             block, block, y == FIGURE_RATE ? "knee" : "");
 }
 
@@ -231,10 +256,10 @@ static void put_ram_scale(const struct drawing *d, const struct result_curve *cu
 
 static void put_cache_curves(const struct drawing *d, const struct lines *lines)
 {
-    char limit[RATE_TEXT_SIZE], label[LABEL_SIZE];
+    char label[LABEL_SIZE];
     double width = 1.05 * highest(lines, FIGURE_CYCLES);
     fprintf(d->body,
-            "set multiplot\nset lmargin at screen 0.09\nset rmargin at screen 0.77\n"
+            "set multiplot\nset lmargin at screen 0.1\n"
             "set xrange [0:%.9g]\nset x2range [0:%.9g]\n"
             "set tmargin at screen 0.74\nset bmargin at screen 0.44\nset format x ''\nset xtics nomirror\n"
             "set ylabel 'tokens/s'\nset yrange [0:%.9g]\n",
@@ -243,12 +268,10 @@ static void put_cache_curves(const struct drawing *d, const struct lines *lines)
     fputs("plot ", d->body);
     for (uint32_t i = 0; i < lines->n; i++) {
         put_points(d, "speed", i, &lines->curves[i], 1.0, FIGURE_RATE, 1.0);
-        snprintf(label, sizeof(label), "drive: %s",
-                 bench_limit_text(median(lines->curves[i].cells[0], FIGURE_LIMIT), limit));
-        put_curve(d, "speed", i, label);
+        put_curve(d, "speed", i, drive_text(lines->curves[i].cells[0], label));
     }
-    put_knees(d, lines, "knees", FIGURE_RATE);
-    fputs("unset title\nunset label 1\nunset x2tics\nunset x2label\nset tmargin at screen 0.40\n"
+    put_knees(d, lines, "knees", FIGURE_RATE, 1.0);
+    fputs("unset label 1\nunset label 2\nunset x2tics\nunset x2label\nset tmargin at screen 0.40\n"
           "set bmargin at screen 0.12\nset format x '%g'\nset xlabel 'cache size, token cycles'\n"
           "set ylabel 'hit rate, %'\nset yrange [0:105]\nset ytics 25\nplot ",
           d->body);
@@ -256,7 +279,8 @@ static void put_cache_curves(const struct drawing *d, const struct lines *lines)
         put_points(d, "hits", i, &lines->curves[i], 1.0, FIGURE_HIT_RATE, 0.01);
         put_curve(d, "hits", i, "");
     }
-    fputs("NaN notitle\nunset multiplot\n", d->body);
+    put_knees(d, lines, "hit_knees", FIGURE_HIT_RATE, 0.01);
+    fputs("unset multiplot\n", d->body);
 }
 
 static const char *draw_cache(const struct drawing *d, bool *no_memory)
@@ -269,10 +293,9 @@ static const char *draw_cache(const struct drawing *d, bool *no_memory)
     bool enough = lines.most_points > 1;
     if (enough) {
         fputs("A token cycle is what one token reads with no cache at all. Colours are the drive's limits. "
-              "The knee (ring) is "
-              "the measured point farthest above the straight line from a curve's first point to its last, "
-              "both axes scaled "
-              "to 1 (Kneedle); a curve of two points, or one that bends the other way, has none.",
+              "The knee (ring) is the measured point farthest above the straight line from a curve's first "
+              "point to its last, both axes scaled to 1 (Kneedle); a curve of two points, or one that bends "
+              "the other way, has none.",
               d->caption);
         put_cache_curves(d, &lines);
     }
@@ -307,59 +330,103 @@ static bool segment_occurs(const struct result_group *group, enum result_figure 
     return false;
 }
 
-/* One bar: what differs between the bars of a budget, then its segments. */
+static bool divided(const struct result_cell *cell)
+{
+    return !isnan(median(cell, FIGURE_WORK_S));
+}
+
+/* The bars of one budget, from `cell` on. Returns their number. */
+static uint32_t bars_of(const struct result_group *group, const struct result_cell *cell)
+{
+    const struct result_cell *first = cell, *end = group->cells + group->n_cells;
+    while (cell < end && divided(cell) && median(cell, FIGURE_RAM) == median(first, FIGURE_RAM))
+        cell++;
+    return (uint32_t)(cell - first);
+}
+
+/* What differs between the bars of a budget; milliseconds of each segment; their sum. */
 static void put_bar(const struct drawing *d, const struct result_cell *cell)
 {
     char limit[RATE_TEXT_SIZE];
+    bool prefill = d->group->kind == RESULT_PREFILL;
+    double sum = 0.0;
     fputc('"', d->data);
-    if (d->group->kind == RESULT_PREFILL)
-        fprintf(d->data, "chunk %.0f, ", median(cell, FIGURE_CHUNK));
-    fprintf(d->data, "%s\"", bench_limit_text(median(cell, FIGURE_LIMIT), limit));
-    for (int i = 0; i < N_SEGMENTS; i++)
+    if (prefill)
+        fprintf(d->data, "chunk %.0f", median(cell, FIGURE_CHUNK));
+    if (!prefill || has_several(d->group, FIGURE_LIMIT))
+        fprintf(d->data, "%s%s", prefill ? ", " : "", bench_limit_text(median(cell, FIGURE_LIMIT), limit));
+    fputc('"', d->data);
+    for (int i = 0; i < N_SEGMENTS; i++) {
         fprintf(d->data, " %.9g", 1e3 * median(cell, segments[i].figure));
-    fputc('\n', d->data);
+        sum += 1e3 * median(cell, segments[i].figure);
+    }
+    fprintf(d->data, " %.9g\n", sum);
 }
 
-static void put_cluster(const struct drawing *d, const struct result_cell *cell, uint32_t cluster)
+/* Blocks $bars0, $bars1, ... of a budget each, with its name below; the number of blocks. */
+static uint32_t put_bars(const struct drawing *d)
 {
+    const struct result_group *group = d->group;
     char size[SIZE_TEXT_SIZE];
-    fprintf(d->body, "%snewhistogram 'RAM %s' offset character 0,-3.2", cluster ? ", " : "",
-            bytes_text(median(cell, FIGURE_RAM), size));
-    for (int i = 0; i < N_SEGMENTS; i++) {
-        if (segment_occurs(d->group, segments[i].figure))
-            fprintf(d->body, ", $bars%u using %d:xtic(1) title '%s' lc rgb '%s'", cluster, i + 2,
-                    cluster ? "" : segments[i].title, segments[i].colour);
+    uint32_t blocks = 0, bars, at = 0;
+    for (uint32_t i = 0; i < group->n_cells; i += bars ? bars : 1) {
+        const struct result_cell *cell = &group->cells[i];
+        if ((bars = bars_of(group, cell)) == 0)
+            continue;
+        fprintf(d->data, "$bars%u << EOD\n", blocks);
+        for (uint32_t k = 0; k < bars; k++)
+            put_bar(d, cell + k);
+        fputs("EOD\n", d->data);
+        fprintf(d->body, "set label %u 'RAM %s' at first %.1f, screen 0.035 center font ',12'\n", 10 + blocks,
+                bytes_text(median(cell, FIGURE_RAM), size), at + (bars - 1) / 2.0);
+        fprintf(d->data, "at%u = %u\n", blocks++, at);
+        at += bars + 1;
     }
+    fprintf(d->body, "set xrange [-1:%u]\n", at - (at > 0));
+    return blocks;
+}
+
+/* names: below the bars. */
+static void put_panel(const struct drawing *d, uint32_t blocks, bool shares, bool names, bool legend)
+{
+    for (uint32_t block = 0; block < blocks; block++) {
+        fprintf(d->body, "%s newhistogram '' at at%u", block ? "," : "plot", block);
+        for (int i = 0; i < N_SEGMENTS; i++) {
+            if (!segment_occurs(d->group, segments[i].figure))
+                continue;
+            fprintf(d->body, ", $bars%u using ", block);
+            if (shares)
+                fprintf(d->body, "(100*$%d/$%d)", i + 2, N_SEGMENTS + 2);
+            else
+                fprintf(d->body, "%d", i + 2);
+            fprintf(d->body, "%s title '%s' lc rgb '%s'", names ? ":xtic(1)" : "",
+                    legend && block == 0 ? segments[i].title : "", segments[i].colour);
+        }
+    }
+    fputc('\n', d->body);
 }
 
 static const char *draw_parts(const struct drawing *d, bool *no_memory)
 {
-    const struct result_group *group = d->group;
-    uint32_t cluster = 0;
-    double ram = (double)NAN;
     *no_memory = false;
-    fputs("set style data histogram\nset style histogram rowstacked title\nset style fill solid 0.9 border "
-          "rgb 'white'\n"
-          "set boxwidth 0.75\nset bmargin 8\nset xtics rotate by -35 out nomirror font ',11'\nset yrange "
-          "[0:*]\n"
-          "set ylabel 'ms per token'\nset key invert\nplot ",
+    fputs("set style data histogram\nset style histogram rowstacked\nset style fill solid 1.0 noborder\n"
+          "set boxwidth 0.8\nset key invert\nunset grid\nset grid y lc rgb '#dddddd' lt 1\nset multiplot\n"
+          "set lmargin at screen 0.1\nset bmargin at screen 0.58\nunset xtics\nset ytics nomirror\n"
+          "set yrange [0:*]\nset ylabel 'ms per token'\n",
           d->body);
-    for (const struct result_cell *cell = group->cells; cell < group->cells + group->n_cells; cell++) {
-        if (isnan(median(cell, FIGURE_WORK_S)))
-            continue;
-        if (median(cell, FIGURE_RAM) != ram) {
-            ram = median(cell, FIGURE_RAM);
-            fprintf(d->data, "%s$bars%u << EOD\n", cluster ? "EOD\n" : "", cluster);
-            put_cluster(d, cell, cluster++);
-        }
-        put_bar(d, cell);
-    }
-    fputs("EOD\n", d->data);
-    fputc('\n', d->body);
-    fputs("Medians over the repeats. Stalls are waits for the drive; a faster drive or more RAM takes from "
-          "them alone.",
+    uint32_t blocks = put_bars(d);
+    put_panel(d, blocks, false, false, true);
+    fputs("unset label\nset tmargin at screen 0.54\nset bmargin at screen 0.26\n"
+          "set xtics rotate by 90 right out nomirror font ',10'\nset yrange [0:100]\nset ytics 25\n"
+          "set ylabel 'of the time, %'\n",
+          d->body);
+    put_panel(d, blocks, true, true, false);
+    fputs("unset multiplot\n", d->body);
+    fputs("Above in milliseconds, below in shares; medians over the repeats. Stalls are waits for the drive: "
+          "a faster "
+          "drive or more RAM takes from them alone.",
           d->caption);
-    return cluster ? NULL : "the records do not say where the time went";
+    return blocks ? NULL : "the records do not say where the time went";
 }
 
 /* ---- prefill over the chunk, reads over their size ---- */
@@ -383,7 +450,8 @@ static void put_powers_of_2(const struct drawing *d, const struct lines *lines)
 static const char *draw_chunks(const struct drawing *d, bool *no_memory)
 {
     static const enum result_figure same[] = {FIGURE_RAM, FIGURE_LIMIT};
-    char size[SIZE_TEXT_SIZE], limit[RATE_TEXT_SIZE], label[LABEL_SIZE];
+    char size[SIZE_TEXT_SIZE], drive[LABEL_SIZE], label[2 * LABEL_SIZE];
+    bool several = has_several(d->group, FIGURE_LIMIT);
     struct lines lines;
     *no_memory = !lines_init(&lines, d->group, FIGURE_CHUNK, same, 2);
     if (*no_memory)
@@ -395,14 +463,13 @@ static const char *draw_chunks(const struct drawing *d, bool *no_memory)
         for (uint32_t i = 0; i < lines.n; i++) {
             const struct result_cell *cell = lines.curves[i].cells[0];
             put_points(d, "speed", i, &lines.curves[i], 1.0, FIGURE_RATE, 1.0);
-            snprintf(label, sizeof(label), "%s, %s", bytes_text(median(cell, FIGURE_RAM), size),
-                     bench_limit_text(median(cell, FIGURE_LIMIT), limit));
+            snprintf(label, sizeof(label), "RAM %s%s%s", bytes_text(median(cell, FIGURE_RAM), size),
+                     several ? "; " : "", several ? drive_text(cell, drive) : "");
             put_curve(d, "speed", i, label);
         }
         fputs("NaN notitle\n", d->body);
         fputs("A chunk's tokens share the experts that are read for it: the larger, the fewer reads, and the "
-              "more memory. "
-              "Colours are RAM and the drive's limit; medians, bars from the least to the most.",
+              "more memory. Colours are RAM and the drive's limit; medians, bars from the least to the most.",
               d->caption);
     }
     lines_deinit(&lines);
@@ -429,8 +496,7 @@ static const char *draw_reads(const struct drawing *d, bool *no_memory)
         }
         fputs("NaN notitle\n", d->body);
         fputs("Where the curves meet the drive is saturated: more depth or larger reads bring nothing more. "
-              "Medians, bars "
-              "from the least to the most.",
+              "Medians, bars from the least to the most.",
               d->caption);
     }
     lines_deinit(&lines);
@@ -469,7 +535,7 @@ static void put_subtitle(FILE *out, const struct result_group *group)
             end--;
         end -= end > 0;
     }
-    fputs("set label 1 '", out);
+    fputs("set label 2 '", out);
     for (size_t i = 0; i < end; i++) {
         unsigned char c = (unsigned char)text[i];
         if (c == '\'')
@@ -477,7 +543,7 @@ static void put_subtitle(FILE *out, const struct result_group *group)
         else
             fputc(c < ' ' || c == 0x7F || c == '`' ? '?' : c, out);
     }
-    fputs("' at screen 0.5,0.905 center font ',12' textcolor rgb '#555555'\n", out);
+    fputs("' at screen 0.02,0.9 left font ',11' textcolor rgb '#555555'\n", out);
 }
 
 static void put_image(FILE *out, const char *terminal, const char *name, const char *suffix,
@@ -485,9 +551,10 @@ static void put_image(FILE *out, const char *terminal, const char *name, const c
 {
     fprintf(out,
             "reset\nset terminal %s\nset output '%s.%s'\nset termoption noenhanced\nset encoding utf8\n"
-            "set title '%s' font ',17' offset 0,1.8\nset tmargin 5.5\nset rmargin at screen 0.77\n"
-            "set key at screen 0.985,0.84 right top Left reverse samplen 2 spacing 1.3 font ',12'\n"
-            "set grid lc rgb '#dddddd' lt 1\nset border lc rgb '#444444'\nset errorbars small\n",
+            "set label 1 '%s' at screen 0.02,0.955 left font ',17'\nset tmargin at screen 0.86\n"
+            "set rmargin at screen 0.76\n"
+            "set key at screen 0.775,0.85 left top Left reverse samplen 2 spacing 1.3 font ',12'\n"
+            "set grid lc rgb '#dddddd' lt 1\nset border lc rgb '#444444'\nset errorbars 0.8\n",
             terminal, name, suffix, title);
     put_subtitle(out, group);
     fputs(body, out);
