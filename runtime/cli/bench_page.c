@@ -231,7 +231,7 @@ static void put_head(FILE *out, const char *source, const struct results *r)
     fputs(". Made by <code>penstock bench report</code>.</p>\n<h2>Machine</h2>\n<ul class=\"machine\">\n",
           out);
     for (uint32_t i = 0; i < r->n_groups; i++) {
-        if (!seen_before(r, i))
+        if (*r->groups[i].machine && !seen_before(r, i))
             put_element(out, "<li>", r->groups[i].machine, "</li>\n");
     }
     fputs("</ul>\n", out);
@@ -239,11 +239,23 @@ static void put_head(FILE *out, const char *source, const struct results *r)
 
 static bool several_machines(const struct results *r)
 {
-    for (uint32_t i = 1; i < r->n_groups; i++) {
-        if (!seen_before(r, i))
-            return true;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < r->n_groups; i++)
+        n += *r->groups[i].machine && !seen_before(r, i);
+    return n > 1;
+}
+
+static void put_repeats(FILE *out, const struct result_group *group)
+{
+    uint32_t least = UINT32_MAX, most = 0;
+    for (uint32_t i = 0; i < group->n_cells; i++) {
+        least = group->cells[i].repeats < least ? group->cells[i].repeats : least;
+        most = group->cells[i].repeats > most ? group->cells[i].repeats : most;
     }
-    return false;
+    if (least < most)
+        fprintf(out, "; %u to %u repeats", least, most);
+    else
+        fprintf(out, "; %u %s", most, most == 1 ? "time each" : "repeats");
 }
 
 static enum ps_status put_section(FILE *out, const struct results *r, uint32_t at,
@@ -255,6 +267,8 @@ static enum ps_status put_section(FILE *out, const struct results *r, uint32_t a
     put_element(out, "<h2>", kind_titles[group->kind], *group->model ? ": " : "");
     put_element(out, "", group->model, "</h2>\n");
     put_element(out, "<p class=\"setting\">", group->setting, "");
+    if (group->kind != RESULT_IO)
+        put_repeats(out, group);
     if (several_machines(r))
         put_element(out, "; ", group->machine, "");
     fputs("</p>\n", out);

@@ -154,6 +154,22 @@ static double highest(const struct lines *lines, enum result_figure figure)
     return most;
 }
 
+/* An axis from 0 with about n marks, for panels that are too low for gnuplot's own choice. */
+static void put_axis(const struct drawing *d, double most, uint32_t n)
+{
+    double step = pow(10.0, floor(log10(most / n)));
+    step *= most / n > 5.0 * step ? 10.0 : most / n > 2.0 * step ? 5.0 : most / n > step ? 2.0 : 1.0;
+    fprintf(d->body, "set yrange [0:%.9g]\nset ytics %.9g\n", most, step);
+}
+
+/* An empty panel as high as the image, for a legend longer than a panel; titles follow. */
+static void put_legend(const struct drawing *d)
+{
+    fputs("unset tics\nunset xlabel\nunset ylabel\nunset border\nunset grid\nset tmargin at screen 0.86\n"
+          "set bmargin at screen 0.02\nset yrange [0:1]\nplot ",
+          d->body);
+}
+
 /* ---- tokens/s over the drive ---- */
 
 /* Bytes per token with a budget: they hardly depend on the drive. */
@@ -231,8 +247,8 @@ static void put_knees(const struct drawing *d, const struct lines *lines, const 
     fputs("EOD\n", d->data);
     fprintf(d->body,
             "$%s using 1:2 with impulses dt 3 lw 1.5 lc rgb '#444444' notitle, $%s using 1:2 with points pt "
-            "6 ps 2.6 lw 2 lc rgb '#444444' title '%s'\n",
-            block, block, y == FIGURE_RATE ? "knee" : "");
+            "6 ps 2.6 lw 2 lc rgb '#444444' notitle\n",
+            block, block);
 }
 
 static const struct result_curve *longest(const struct lines *lines)
@@ -259,16 +275,17 @@ static void put_cache_curves(const struct drawing *d, const struct lines *lines)
     char label[LABEL_SIZE];
     double width = 1.05 * highest(lines, FIGURE_CYCLES);
     fprintf(d->body,
-            "set multiplot\nset lmargin at screen 0.1\n"
+            "set multiplot\nset lmargin at screen 0.115\n"
             "set xrange [0:%.9g]\nset x2range [0:%.9g]\n"
             "set tmargin at screen 0.74\nset bmargin at screen 0.44\nset format x ''\nset xtics nomirror\n"
-            "set ylabel 'tokens/s'\nset yrange [0:%.9g]\n",
-            width, width, 1.15 * highest(lines, FIGURE_RATE));
+            "set ylabel 'tokens/s'\n",
+            width, width);
+    put_axis(d, 1.15 * highest(lines, FIGURE_RATE), 5);
     put_ram_scale(d, longest(lines));
     fputs("plot ", d->body);
     for (uint32_t i = 0; i < lines->n; i++) {
         put_points(d, "speed", i, &lines->curves[i], 1.0, FIGURE_RATE, 1.0);
-        put_curve(d, "speed", i, drive_text(lines->curves[i].cells[0], label));
+        put_curve(d, "speed", i, "");
     }
     put_knees(d, lines, "knees", FIGURE_RATE, 1.0);
     fputs("unset label 1\nunset label 2\nunset x2tics\nunset x2label\nset tmargin at screen 0.40\n"
@@ -280,7 +297,11 @@ static void put_cache_curves(const struct drawing *d, const struct lines *lines)
         put_curve(d, "hits", i, "");
     }
     put_knees(d, lines, "hit_knees", FIGURE_HIT_RATE, 0.01);
-    fputs("unset multiplot\n", d->body);
+    put_legend(d);
+    for (uint32_t i = 0; i < lines->n; i++)
+        fprintf(d->body, "NaN with linespoints lw 2 lc rgb '%s' pt %d ps 0.8 title '%s', ",
+                colours[i % N_STYLES], marks[i % N_STYLES], drive_text(lines->curves[i].cells[0], label));
+    fputs("NaN with points pt 6 ps 2.6 lw 2 lc rgb '#444444' title 'knee'\nunset multiplot\n", d->body);
 }
 
 static const char *draw_cache(const struct drawing *d, bool *no_memory)
@@ -386,8 +407,7 @@ static uint32_t put_bars(const struct drawing *d)
     return blocks;
 }
 
-/* names: below the bars. */
-static void put_panel(const struct drawing *d, uint32_t blocks, bool shares, bool names, bool legend)
+static void put_panel(const struct drawing *d, uint32_t blocks, bool shares)
 {
     for (uint32_t block = 0; block < blocks; block++) {
         fprintf(d->body, "%s newhistogram '' at at%u", block ? "," : "plot", block);
@@ -399,34 +419,56 @@ static void put_panel(const struct drawing *d, uint32_t blocks, bool shares, boo
                 fprintf(d->body, "(100*$%d/$%d)", i + 2, N_SEGMENTS + 2);
             else
                 fprintf(d->body, "%d", i + 2);
-            fprintf(d->body, "%s title '%s' lc rgb '%s'", names ? ":xtic(1)" : "",
-                    legend && block == 0 ? segments[i].title : "", segments[i].colour);
+            fprintf(d->body, "%s notitle lc rgb '%s'", shares ? ":xtic(1)" : "", segments[i].colour);
         }
     }
     fputc('\n', d->body);
 }
 
-static const char *draw_parts(const struct drawing *d, bool *no_memory)
+static double longest_step_ms(const struct result_group *group)
 {
-    *no_memory = false;
+    double most = 0.0;
+    for (uint32_t i = 0; i < group->n_cells; i++)
+        most = fmax(
+            most, 1e3 * (median(&group->cells[i], FIGURE_WORK_S) + median(&group->cells[i], FIGURE_STALL_S)));
+    return most;
+}
+
+static void put_panels(const struct drawing *d)
+{
     fputs("set style data histogram\nset style histogram rowstacked\nset style fill solid 1.0 noborder\n"
           "set boxwidth 0.8\nset key invert\nunset grid\nset grid y lc rgb '#dddddd' lt 1\nset multiplot\n"
-          "set lmargin at screen 0.1\nset bmargin at screen 0.58\nunset xtics\nset ytics nomirror\n"
-          "set yrange [0:*]\nset ylabel 'ms per token'\n",
+          "set lmargin at screen 0.115\nset bmargin at screen 0.58\nunset xtics\nset ytics nomirror\n"
+          "set ylabel 'ms per token'\n",
           d->body);
+    put_axis(d, 1.05 * longest_step_ms(d->group), 5);
     uint32_t blocks = put_bars(d);
-    put_panel(d, blocks, false, false, true);
+    put_panel(d, blocks, false);
     fputs("unset label\nset tmargin at screen 0.54\nset bmargin at screen 0.26\n"
           "set xtics rotate by 90 right out nomirror font ',10'\nset yrange [0:100]\nset ytics 25\n"
           "set ylabel 'of the time, %'\n",
           d->body);
-    put_panel(d, blocks, true, true, false);
-    fputs("unset multiplot\n", d->body);
+    put_panel(d, blocks, true);
+    put_legend(d);
+    for (int i = 0; i < N_SEGMENTS; i++) {
+        if (segment_occurs(d->group, segments[i].figure))
+            fprintf(d->body, "NaN with boxes lc rgb '%s' title '%s', ", segments[i].colour,
+                    segments[i].title);
+    }
+    fputs("NaN notitle\nunset multiplot\n", d->body);
+}
+
+static const char *draw_parts(const struct drawing *d, bool *no_memory)
+{
+    *no_memory = false;
+    if (!segment_occurs(d->group, FIGURE_WORK_S))
+        return "the records do not say where the time went";
+    put_panels(d);
     fputs("Above in milliseconds, below in shares; medians over the repeats. Stalls are waits for the drive: "
           "a faster "
           "drive or more RAM takes from them alone.",
           d->caption);
-    return blocks ? NULL : "the records do not say where the time went";
+    return NULL;
 }
 
 /* ---- prefill over the chunk, reads over their size ---- */
@@ -476,6 +518,23 @@ static const char *draw_chunks(const struct drawing *d, bool *no_memory)
     return enough ? NULL : "it takes records with two chunk sizes or more (bench prefill --chunk)";
 }
 
+/* The least depth, and with it the smallest reads, that come near the most. */
+static void put_saturation(const struct drawing *d)
+{
+    const struct result_cell *best = &d->group->cells[0], *end = best + d->group->n_cells;
+    char size[SIZE_TEXT_SIZE];
+    for (const struct result_cell *cell = best; cell < end; cell++) {
+        if (median(cell, FIGURE_RATE) > median(best, FIGURE_RATE))
+            best = cell;
+    }
+    const struct result_cell *least = d->group->cells; /* by depth, then size */
+    while (median(least, FIGURE_RATE) < 0.95 * median(best, FIGURE_RATE))
+        least++;
+    fprintf(d->caption, " 95 %% of the most (%.3g GB/s) come from a depth of %.0f with reads of %s on.",
+            median(best, FIGURE_RATE) / GB, median(least, FIGURE_DEPTH),
+            bytes_text(median(least, FIGURE_BLOCK), size));
+}
+
 static const char *draw_reads(const struct drawing *d, bool *no_memory)
 {
     static const enum result_figure same[] = {FIGURE_DEPTH};
@@ -495,9 +554,11 @@ static const char *draw_reads(const struct drawing *d, bool *no_memory)
             put_curve(d, "reads", i, label);
         }
         fputs("NaN notitle\n", d->body);
-        fputs("Where the curves meet the drive is saturated: more depth or larger reads bring nothing more. "
-              "Medians, bars from the least to the most.",
+        fputs("Where curves meet the drive is saturated: more depth or larger reads bring nothing more. "
+              "Medians, "
+              "bars from the least to the most.",
               d->caption);
+        put_saturation(d);
     }
     lines_deinit(&lines);
     return enough ? NULL : "it takes records with two read sizes or queue depths or more (bench io)";

@@ -21,6 +21,7 @@ struct result_sample {
     enum result_kind kind;
     char *machine, *model, *setting;
     double of[RESULT_N_FIGURES];
+    double least_rate, most_rate; /* of what the record is the median of */
     double time;
 };
 
@@ -67,7 +68,7 @@ static char *machine_text(const json_t *record)
     char memory[SIZE_TEXT_SIZE];
     char *text;
     if (!json_is_object(machine))
-        return strdup("a machine that the records do not describe");
+        return strdup("");
     int length =
         asprintf(&text, "%s, %.0f cores, %s; drive: %s; %s", text_of(machine, "cpu", "unknown CPU"),
                  fmax(number_of(machine, "cores"), 0.0), size_format(whole_of(machine, "memory"), memory),
@@ -97,10 +98,16 @@ static char *model_setting(const json_t *record)
 
 static char *io_setting(const json_t *record)
 {
-    char *text;
-    int length =
-        asprintf(&text, "%s reads, %s, %s", text_of(record, "pattern", "?"), text_of(record, "backend", "?"),
-                 json_is_false(json_object_get(record, "direct")) ? "buffered" : "direct");
+    char *text, extent[SIZE_TEXT_SIZE];
+    uint64_t extent_bytes = whole_of(record, "extent_bytes"), limit = whole_of(record, "io_limit");
+    bool shards = json_is_true(json_object_get(record, "shards"));
+    int length = asprintf(&text, "%s%s%s%s, %s, %s", text_of(record, "pattern", "?"),
+                          shards             ? " shards, up to "
+                          : extent_bytes > 0 ? " extents of "
+                                             : " reads",
+                          extent_bytes > 0 ? size_format(extent_bytes, extent) : "",
+                          limit > 0 ? ", with a limit" : "", text_of(record, "backend", "?"),
+                          json_is_false(json_object_get(record, "direct")) ? "buffered" : "direct");
     return length < 0 ? NULL : text;
 }
 
@@ -154,7 +161,13 @@ static bool parse_io(struct result_sample *sample, const json_t *record, struct 
         !positive(record, "block_bytes", &sample->of[FIGURE_BLOCK], err) ||
         !positive(record, "queue_depth", &sample->of[FIGURE_DEPTH], err))
         return false;
-    sample->model = strdup("");
+    const json_t *repeats = json_object_get(record, "repeats");
+    for (size_t i = 0; i < json_array_size(repeats); i++) {
+        double rate = json_number_value(json_array_get(repeats, i));
+        sample->least_rate = i ? fmin(sample->least_rate, rate) : rate;
+        sample->most_rate = i ? fmax(sample->most_rate, rate) : rate;
+    }
+    sample->model = strdup(text_of(record, "place", ""));
     sample->setting = io_setting(record);
     return true;
 }
@@ -166,12 +179,17 @@ static void sample_deinit(struct result_sample *sample)
     free(sample->setting);
 }
 
-static enum ps_status parse_record(struct result_sample *sample, const json_t *record, struct ps_error *err)
+/* *is_record false, PS_OK: a line that is in its place here and says nothing new. */
+static enum ps_status parse_record(struct result_sample *sample, bool *is_record, const json_t *record,
+                                   struct ps_error *err)
 {
     const char *name = json_string_value(json_object_get(record, "kind"));
     int kind = 0;
     if (!name)
         return ps_error_set(err, PS_ERR_FORMAT, "not an object with a kind");
+    *is_record = strcmp(name, "io_saturation") != 0;
+    if (!*is_record)
+        return PS_OK;
     while (kind < RESULT_N_KINDS && strcmp(name, kind_names[kind]) != 0)
         kind++;
     if (kind == RESULT_N_KINDS)
@@ -179,8 +197,11 @@ static enum ps_status parse_record(struct result_sample *sample, const json_t *r
     *sample = (struct result_sample){.kind = (enum result_kind)kind, .time = number_of(record, "time")};
     for (int figure = RESULT_N_KEYS; figure < RESULT_N_FIGURES; figure++)
         sample->of[figure] = (double)NAN;
+    sample->least_rate = sample->most_rate = (double)NAN;
     if (!(kind == RESULT_IO ? parse_io(sample, record, err) : parse_model(sample, record, err)))
         return PS_ERR_FORMAT;
+    sample->least_rate = fmin(sample->least_rate, sample->of[FIGURE_RATE]);
+    sample->most_rate = fmax(sample->most_rate, sample->of[FIGURE_RATE]);
     sample->machine = machine_text(record);
     if (sample->machine && sample->model && sample->setting)
         return PS_OK;
@@ -188,14 +209,14 @@ static enum ps_status parse_record(struct result_sample *sample, const json_t *r
     return ps_error_set(err, PS_ERR_NOMEM, "bench report: out of memory");
 }
 
-static enum ps_status parse_line(struct result_sample *sample, const char *line, size_t length,
-                                 struct ps_error *err)
+static enum ps_status parse_line(struct result_sample *sample, bool *is_record, const char *line,
+                                 size_t length, struct ps_error *err)
 {
     json_error_t error;
     json_t *record = json_loadb(line, length, 0, &error);
     if (!record)
         return ps_error_set(err, PS_ERR_FORMAT, "not JSON: %s", error.text);
-    enum ps_status status = parse_record(sample, record, err);
+    enum ps_status status = parse_record(sample, is_record, record, err);
     json_decref(record);
     return status;
 }
@@ -220,14 +241,15 @@ static enum ps_status add_line(struct results *r, uint32_t *capacity, const char
                                const char *line, size_t length, struct ps_error *err)
 {
     struct result_sample sample;
+    bool is_record;
     if (strspn(line, " \t\r\n") == length)
         return PS_OK;
-    enum ps_status status = parse_line(&sample, line, length, err);
+    enum ps_status status = parse_line(&sample, &is_record, line, length, err);
     if (status == PS_ERR_FORMAT) {
         complain(r, path, number, err);
         return PS_OK;
     }
-    if (status != PS_OK)
+    if (status != PS_OK || !is_record)
         return status;
     if (r->n_records == *capacity) {
         uint32_t wanted = *capacity ? 2 * *capacity : 256;
@@ -344,6 +366,11 @@ static enum ps_status make_groups(struct results *r, struct ps_error *err)
         cell->repeats = end - first;
         for (int figure = 0; figure < RESULT_N_FIGURES; figure++)
             spread_of(&cell->of[figure], sample, end - first, figure, values);
+        for (uint32_t i = first; i < end; i++) {
+            struct result_spread *rate = &cell->of[FIGURE_RATE];
+            rate->least = fmin(rate->least, r->samples[i].least_rate);
+            rate->most = fmax(rate->most, r->samples[i].most_rate);
+        }
     }
     free(values);
     return PS_OK;

@@ -46,7 +46,8 @@ struct result_cell {
 /* Cells with the same model, machine and other settings, by key ascending. */
 struct result_group {
     enum result_kind kind;
-    const char *machine, *model, *setting; /* as texts; model is "" for io */
+    const char *machine, *model,
+        *setting; /* as texts; machine is "" where the records do not say; io: model is what was read */
     const struct result_cell *cells;
     uint32_t n_cells;
 };
@@ -54,7 +55,7 @@ struct result_group {
 struct results {
     struct result_group *groups; /* by kind, then text */
     uint32_t n_groups;
-    uint32_t n_records, n_skipped; /* lines */
+    uint32_t n_records, n_skipped; /* lines; a record is a sample */
     double first_time, last_time;  /* Unix seconds; 0: not known */
     struct result_cell *cells;     /* of all groups */
     struct result_sample *samples; /* own the texts */
