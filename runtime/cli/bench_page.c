@@ -14,7 +14,7 @@ static const char STYLE[] =
     "1rem;color:#222;background:#fff}"
     "h1,h2{line-height:1.2}h2{margin-top:3rem;border-top:1px solid #ccc;padding-top:1.5rem}"
     "figure{margin:2rem 0}figure "
-    "svg{width:100%;height:auto}figcaption,.note,.setting{color:#555;font-size:.9rem}"
+    "svg{width:100%;height:auto}figcaption,.note{color:#555;font-size:.9rem}.setting{font-weight:600}"
     ".scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
     "th,td{padding:.25rem .75rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}"
     "th{font-weight:600;vertical-align:bottom}td.gain{background:#f2f7fb}td.unknown{color:#777}";
@@ -115,6 +115,13 @@ static enum ps_status put_plot(FILE *out, const struct bench_plot *plot, const c
 
 /* ---- the table ---- */
 
+/* Three digits, never with an exponent. */
+static const char *rate_text(double rate, char out[RATE_TEXT_SIZE])
+{
+    snprintf(out, RATE_TEXT_SIZE, rate >= 100.0 ? "%.0f" : "%#.3g", rate);
+    return out;
+}
+
 static void put_number(FILE *out, const char *format, double value)
 {
     fputs("<td>", out);
@@ -138,7 +145,7 @@ static void put_gain(FILE *out, const struct result_gain *gain)
 static enum ps_status put_row(FILE *out, const struct result_group *group, const struct result_cell *cell,
                               struct ps_error *err)
 {
-    char size[SIZE_TEXT_SIZE], limit[RATE_TEXT_SIZE];
+    char size[SIZE_TEXT_SIZE], limit[RATE_TEXT_SIZE], text[RATE_TEXT_SIZE];
     const struct result_spread *rate = &cell->of[FIGURE_RATE];
     struct result_gain drive, ram;
     enum ps_status status;
@@ -151,8 +158,9 @@ static enum ps_status put_row(FILE *out, const struct result_group *group, const
     put_number(out, "%.2f GB/s", median(cell, FIGURE_DRIVE) / 1e9);
     if (group->kind == RESULT_PREFILL)
         put_number(out, "%.0f", median(cell, FIGURE_CHUNK));
-    put_number(out, "%.3g", rate->median);
-    fprintf(out, "<td>%.3g&ndash;%.3g</td>", rate->least, rate->most);
+    fprintf(out, "<td>%s</td>", rate_text(rate->median, text));
+    fprintf(out, "<td>%s&ndash;", rate_text(rate->least, text));
+    fprintf(out, "%s</td>", rate_text(rate->most, text));
     put_number(out, "%.2f", median(cell, FIGURE_CYCLES));
     put_number(out, "%.0f %%", 100.0 * median(cell, FIGURE_HIT_RATE));
     put_number(out, "%.3g MB", median(cell, FIGURE_TOKEN_BYTES) / 1e6);
@@ -264,8 +272,10 @@ static enum ps_status put_section(FILE *out, const struct results *r, uint32_t a
 {
     const struct result_group *group = &r->groups[at];
     enum ps_status status = PS_OK;
-    put_element(out, "<h2>", kind_titles[group->kind], *group->model ? ": " : "");
-    put_element(out, "", group->model, "</h2>\n");
+    if (at == 0 || group[-1].kind != group->kind || strcmp(group[-1].model, group->model) != 0) {
+        put_element(out, "<h2>", kind_titles[group->kind], *group->model ? ": " : "");
+        put_element(out, "", group->model, "</h2>\n");
+    }
     put_element(out, "<p class=\"setting\">", group->setting, "");
     if (group->kind != RESULT_IO)
         put_repeats(out, group);

@@ -62,7 +62,7 @@ static const char *drive_text(const struct result_cell *cell, char out[LABEL_SIZ
     if (isfinite(median(cell, FIGURE_LIMIT)) || isnan(gives))
         snprintf(out, LABEL_SIZE, "%s", limit);
     else
-        snprintf(out, LABEL_SIZE, "%s: %.3g GB/s", limit, gives / GB);
+        snprintf(out, LABEL_SIZE, "%s: %.2g GB/s", limit, gives / GB);
     return out;
 }
 
@@ -140,8 +140,8 @@ static void put_points(const struct drawing *d, const char *block, uint32_t numb
 static void put_curve(const struct drawing *d, const char *block, uint32_t number, const char *title)
 {
     uint32_t style = number % N_STYLES;
-    fprintf(d->body, "$%s%u using 1:2:3:4 with yerrorlines lw 2 lc rgb '%s' pt %d ps 0.8 title '%s', ", block,
-            number, colours[style], marks[style], title);
+    fprintf(d->body, "$%s%u using 1:2:3:4 with yerrorlines lw 2 lc rgb '%s' pt %d ps mark title '%s', ",
+            block, number, colours[style], marks[style], title);
 }
 
 static double highest(const struct lines *lines, enum result_figure figure)
@@ -185,11 +185,14 @@ static void put_drive_curves(const struct drawing *d, const struct lines *lines)
 {
     char size[SIZE_TEXT_SIZE], label[LABEL_SIZE];
     double computing = result_computing_alone(d->group);
+    double fastest = 0.0;
+    for (uint32_t i = 0; i < lines->n; i++)
+        fastest = fmax(fastest, median(lines->curves[i].cells[lines->curves[i].n - 1], FIGURE_DRIVE));
     double top = fmax(highest(lines, FIGURE_RATE), isnan(computing) ? 0.0 : computing);
     fprintf(d->body,
             "set xlabel 'SSD throughput, GB/s'\nset ylabel 'tokens/s'\n"
             "set xrange [0:%.9g]\nset yrange [0:%.9g]\nplot ",
-            1.08 * highest(lines, FIGURE_DRIVE) / GB, 1.12 * top);
+            1.08 * fastest / GB, 1.12 * top);
     for (uint32_t i = 0; i < lines->n; i++) {
         const struct result_curve *curve = &lines->curves[i];
         put_points(d, "speed", i, curve, GB, FIGURE_RATE, 1.0);
@@ -215,8 +218,9 @@ static const char *draw_drive(const struct drawing *d, bool *no_memory)
     bool enough = lines.most_points > 1;
     if (enough) {
         put_drive_curves(d, &lines);
-        fputs("Points are medians, bars go from the least to the most of the repeats. No point can be above "
-              "the dashed line of its colour (reading alone: the drive's throughput over the bytes that a "
+        fputs("Points are medians, bars go from the least to the most of the repeats. SSD throughput is what "
+              "the reader got from the drive in probes, the median over all of a limit. No point can be "
+              "above the dashed line of its colour (reading alone: that throughput over the bytes that a "
               "token reads with this budget) or the grey one (computing alone: the fastest measured token "
               "without its stalls) by more than noise.",
               d->caption);
@@ -241,13 +245,13 @@ static void put_knees(const struct drawing *d, const struct lines *lines, const 
         const struct result_cell *cell = curve->cells[at];
         fprintf(d->data, "%.9g %.9g\n", median(cell, FIGURE_CYCLES), median(cell, y) / y_unit);
         if (y == FIGURE_RATE)
-            fprintf(d->caption, " Knee of tokens/s with %s: %.3g cycles (RAM %s).", drive_text(cell, drive),
+            fprintf(d->caption, " Knee of tokens/s (%s): %.3g cycles, RAM %s.", drive_text(cell, drive),
                     median(cell, FIGURE_CYCLES), bytes_text(median(cell, FIGURE_RAM), size));
     }
     fputs("EOD\n", d->data);
     fprintf(d->body,
             "$%s using 1:2 with impulses dt 3 lw 1.5 lc rgb '#444444' notitle, $%s using 1:2 with points pt "
-            "6 ps 2.6 lw 2 lc rgb '#444444' notitle\n",
+            "6 ps 3.2*mark lw 2 lc rgb '#444444' notitle\n",
             block, block);
 }
 
@@ -259,14 +263,19 @@ static const struct result_curve *longest(const struct lines *lines)
     return &lines->curves[i];
 }
 
-static void put_ram_scale(const struct drawing *d, const struct result_curve *curve)
+/* width: of the axis. Sizes that would stand upon each other keep their mark alone. */
+static void put_ram_scale(const struct drawing *d, const struct result_curve *curve, double width)
 {
     char size[SIZE_TEXT_SIZE];
-    fprintf(d->body, "set x2label 'RAM (--ram)' offset 0,-0.5\nset x2tics out nomirror%s (",
-            curve->n > 6 ? " rotate by 40" : "");
-    for (uint32_t i = 0; i < curve->n; i++)
-        fprintf(d->body, "%s'%s' %.9g", i ? ", " : "", bytes_text(median(curve->cells[i], FIGURE_RAM), size),
-                median(curve->cells[i], FIGURE_CYCLES));
+    double last = -width;
+    fputs("set x2label 'RAM (--ram)' offset 0,-0.5\nset x2tics out nomirror (", d->body);
+    for (uint32_t i = 0; i < curve->n; i++) {
+        double x = median(curve->cells[i], FIGURE_CYCLES);
+        bool fits = x - last > 0.12 * width;
+        fprintf(d->body, "%s'%s' %.9g", i ? ", " : "",
+                fits ? bytes_text(median(curve->cells[i], FIGURE_RAM), size) : "", x);
+        last = fits ? x : last;
+    }
     fputs(")\n", d->body);
 }
 
@@ -281,7 +290,7 @@ static void put_cache_curves(const struct drawing *d, const struct lines *lines)
             "set ylabel 'tokens/s'\n",
             width, width);
     put_axis(d, 1.15 * highest(lines, FIGURE_RATE), 5);
-    put_ram_scale(d, longest(lines));
+    put_ram_scale(d, longest(lines), width);
     fputs("plot ", d->body);
     for (uint32_t i = 0; i < lines->n; i++) {
         put_points(d, "speed", i, &lines->curves[i], 1.0, FIGURE_RATE, 1.0);
@@ -299,9 +308,9 @@ static void put_cache_curves(const struct drawing *d, const struct lines *lines)
     put_knees(d, lines, "hit_knees", FIGURE_HIT_RATE, 0.01);
     put_legend(d);
     for (uint32_t i = 0; i < lines->n; i++)
-        fprintf(d->body, "NaN with linespoints lw 2 lc rgb '%s' pt %d ps 0.8 title '%s', ",
+        fprintf(d->body, "NaN with linespoints lw 2 lc rgb '%s' pt %d ps mark title '%s', ",
                 colours[i % N_STYLES], marks[i % N_STYLES], drive_text(lines->curves[i].cells[0], label));
-    fputs("NaN with points pt 6 ps 2.6 lw 2 lc rgb '#444444' title 'knee'\nunset multiplot\n", d->body);
+    fputs("NaN with points pt 6 ps 3.2*mark lw 2 lc rgb '#444444' title 'knee'\nunset multiplot\n", d->body);
 }
 
 static const char *draw_cache(const struct drawing *d, bool *no_memory)
@@ -465,8 +474,7 @@ static const char *draw_parts(const struct drawing *d, bool *no_memory)
         return "the records do not say where the time went";
     put_panels(d);
     fputs("Above in milliseconds, below in shares; medians over the repeats. Stalls are waits for the drive: "
-          "a faster "
-          "drive or more RAM takes from them alone.",
+          "a faster drive or more RAM takes from them alone.",
           d->caption);
     return NULL;
 }
@@ -555,8 +563,7 @@ static const char *draw_reads(const struct drawing *d, bool *no_memory)
         }
         fputs("NaN notitle\n", d->body);
         fputs("Where curves meet the drive is saturated: more depth or larger reads bring nothing more. "
-              "Medians, "
-              "bars from the least to the most.",
+              "Medians, bars from the least to the most.",
               d->caption);
         put_saturation(d);
     }
@@ -607,16 +614,24 @@ static void put_subtitle(FILE *out, const struct result_group *group)
     fputs("' at screen 0.02,0.9 left font ',11' textcolor rgb '#555555'\n", out);
 }
 
-static void put_image(FILE *out, const char *terminal, const char *name, const char *suffix,
-                      const char *title, const struct result_group *group, const char *body)
+static const struct terminal {
+    const char *setup, *suffix;
+    double mark; /* size of points: terminals differ */
+} terminals[] = {
+    {"svg size 960,560 dynamic font 'sans,14' background '#ffffff'", "svg", 0.55},
+    {"pngcairo size 1920,1120 font 'sans,14' fontscale 2 linewidth 2 pointscale 2", "png", 0.8},
+};
+
+static void put_image(FILE *out, const struct terminal *terminal, const char *name, const char *title,
+                      const struct result_group *group, const char *body)
 {
     fprintf(out,
             "reset\nset terminal %s\nset output '%s.%s'\nset termoption noenhanced\nset encoding utf8\n"
             "set label 1 '%s' at screen 0.02,0.955 left font ',17'\nset tmargin at screen 0.86\n"
             "set rmargin at screen 0.76\n"
             "set key at screen 0.775,0.85 left top Left reverse samplen 2 spacing 1.3 font ',12'\n"
-            "set grid lc rgb '#dddddd' lt 1\nset border lc rgb '#444444'\nset errorbars 0.8\n",
-            terminal, name, suffix, title);
+            "mark = %g\nset grid lc rgb '#dddddd' lt 1\nset border lc rgb '#444444'\nset errorbars 0.8\n",
+            terminal->setup, name, terminal->suffix, title, terminal->mark);
     put_subtitle(out, group);
     fputs(body, out);
     fputs("unset output\n", out);
@@ -631,10 +646,8 @@ static char *make_script(const struct bench_plot *plot, const struct result_grou
     if (!out)
         return NULL;
     fputs(data, out);
-    put_image(out, "svg size 960,560 dynamic font 'sans,14' background '#ffffff'", plot->name, "svg",
-              plot->title, group, body);
-    put_image(out, "pngcairo size 1920,1120 font 'sans,14' fontscale 2 linewidth 2 pointscale 2", plot->name,
-              "png", plot->title, group, body);
+    for (size_t i = 0; i < sizeof(terminals) / sizeof(terminals[0]); i++)
+        put_image(out, &terminals[i], plot->name, plot->title, group, body);
     if (fclose(out) != 0) {
         free(script);
         return NULL;

@@ -79,8 +79,10 @@ static char *machine_text(const json_t *record)
 static char *model_text(const json_t *record)
 {
     char *text;
-    int length = asprintf(&text, "%s (%s, %.3g GB)", text_of(record, "model", "?"),
-                          text_of(record, "arch", "?"), (double)whole_of(record, "file_bytes") / 1e9);
+    double bytes = (double)whole_of(record, "file_bytes");
+    int length =
+        asprintf(&text, "%s (%s, %.3g %s)", text_of(record, "model", "?"), text_of(record, "arch", "?"),
+                 bytes < 1e9 ? bytes / 1e6 : bytes / 1e9, bytes < 1e9 ? "MB" : "GB");
     return length < 0 ? NULL : text;
 }
 
@@ -319,23 +321,54 @@ static int by_value(const void *a, const void *b)
     return (left > right) - (left < right);
 }
 
-/* values: scratch [n]. */
-static void spread_of(struct result_spread *spread, const struct result_sample *samples, uint32_t n,
-                      int figure, double *values)
+/* Sorts the values. */
+static struct result_spread spread_of(double *values, uint32_t n)
 {
-    uint32_t known = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        if (!isnan(samples[i].of[figure]))
-            values[known++] = samples[i].of[figure];
+    if (n == 0)
+        return (struct result_spread){(double)NAN, (double)NAN, (double)NAN};
+    qsort(values, n, sizeof(*values), by_value);
+    double low = values[(n - 1) / 2], high = values[n / 2];
+    return (struct result_spread){low < high ? (low + high) / 2 : low /* INFINITY stays itself */, values[0],
+                                  values[n - 1]};
+}
+
+/* values: scratch [n]. */
+static void fill_cell(struct result_cell *cell, const struct result_sample *samples, uint32_t n,
+                      double *values)
+{
+    struct result_spread *rate = &cell->of[FIGURE_RATE];
+    cell->repeats = n;
+    for (int figure = 0; figure < RESULT_N_FIGURES; figure++) {
+        uint32_t known = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            if (!isnan(samples[i].of[figure]))
+                values[known++] = samples[i].of[figure];
+        }
+        cell->of[figure] = spread_of(values, known);
     }
-    *spread = (struct result_spread){(double)NAN, (double)NAN, (double)NAN};
-    if (known == 0)
-        return;
-    qsort(values, known, sizeof(*values), by_value);
-    double low = values[(known - 1) / 2], high = values[known / 2];
-    spread->median = low < high ? (low + high) / 2 : low; /* INFINITY stays itself */
-    spread->least = values[0];
-    spread->most = values[known - 1];
+    for (uint32_t i = 0; i < n; i++) {
+        rate->least = fmin(rate->least, samples[i].least_rate);
+        rate->most = fmax(rate->most, samples[i].most_rate);
+    }
+}
+
+/* What the drive gives with a limit does not depend on the budget, and single probes of it are noisy: all cells of a group with
+ * the same limit share one figure. values: scratch. */
+static void share_drive(struct result_cell *cells, uint32_t n_cells, const struct result_sample *samples,
+                        double *values)
+{
+    uint32_t n_samples = 0;
+    for (uint32_t i = 0; i < n_cells; i++)
+        n_samples += cells[i].repeats;
+    for (uint32_t i = 0; i < n_cells; i++) {
+        uint32_t known = 0;
+        for (uint32_t k = 0; k < n_samples; k++) {
+            if (samples[k].of[FIGURE_LIMIT] == cells[i].of[FIGURE_LIMIT].median &&
+                samples[k].of[FIGURE_DRIVE] > 0.0)
+                values[known++] = samples[k].of[FIGURE_DRIVE];
+        }
+        cells[i].of[FIGURE_DRIVE] = spread_of(values, known);
+    }
 }
 
 static enum ps_status make_groups(struct results *r, struct ps_error *err)
@@ -348,29 +381,25 @@ static enum ps_status make_groups(struct results *r, struct ps_error *err)
         return ps_error_set(err, PS_ERR_NOMEM, "bench report: out of memory");
     }
     qsort(r->samples, r->n_records, sizeof(*r->samples), compare_samples);
-    struct result_group *group = NULL;
     struct result_cell *cell = r->cells;
-    for (uint32_t first = 0, end; first < r->n_records; first = end, cell++) {
-        const struct result_sample *sample = &r->samples[first];
-        for (end = first + 1; end < r->n_records && compare_samples(sample, sample + (end - first)) == 0;)
-            end++;
-        if (!group || compare_groups(sample - 1, sample) != 0) {
-            group = &r->groups[r->n_groups++];
-            *group = (struct result_group){.kind = sample->kind,
-                                           .machine = sample->machine,
-                                           .model = sample->model,
-                                           .setting = sample->setting,
-                                           .cells = cell};
+    for (uint32_t at = 0; at < r->n_records;) {
+        const struct result_sample *first = &r->samples[at];
+        struct result_cell *cells = cell;
+        while (at < r->n_records && compare_groups(first, &r->samples[at]) == 0) {
+            const struct result_sample *sample = &r->samples[at];
+            uint32_t n = 1;
+            while (at + n < r->n_records && compare_samples(sample, sample + n) == 0)
+                n++;
+            fill_cell(cell++, sample, n, values);
+            at += n;
         }
-        group->n_cells++;
-        cell->repeats = end - first;
-        for (int figure = 0; figure < RESULT_N_FIGURES; figure++)
-            spread_of(&cell->of[figure], sample, end - first, figure, values);
-        for (uint32_t i = first; i < end; i++) {
-            struct result_spread *rate = &cell->of[FIGURE_RATE];
-            rate->least = fmin(rate->least, r->samples[i].least_rate);
-            rate->most = fmax(rate->most, r->samples[i].most_rate);
-        }
+        r->groups[r->n_groups++] = (struct result_group){.kind = first->kind,
+                                                         .machine = first->machine,
+                                                         .model = first->model,
+                                                         .setting = first->setting,
+                                                         .cells = cells,
+                                                         .n_cells = (uint32_t)(cell - cells)};
+        share_drive(cells, (uint32_t)(cell - cells), first, values);
     }
     free(values);
     return PS_OK;

@@ -23,10 +23,10 @@ enum result_figure {
     FIGURE_RATE = RESULT_N_KEYS, /* tokens/s; io: bytes/s */
     FIGURE_HIT_RATE,             /* 0..1 */
     FIGURE_CYCLES,               /* cache in token cycles */
-    FIGURE_DRIVE,                /* bytes/s that the drive gives at most, throttled or not */
-    FIGURE_TOKEN_BYTES,          /* read per token */
-    FIGURE_OF_BOUND,             /* rate over the bound */
-    FIGURE_WORK_S,               /* all but stalls: what computing alone would take */
+    FIGURE_DRIVE, /* bytes/s that the drive gives at most, throttled or not: of all cells with the limit */
+    FIGURE_TOKEN_BYTES, /* read per token */
+    FIGURE_OF_BOUND,    /* rate over the bound */
+    FIGURE_WORK_S,      /* all but stalls: what computing alone would take */
     FIGURE_STALL_S,
     FIGURE_BOOKKEEPING_S,
     FIGURE_PARTS_S, /* PS_N_PARTS of them: what computing consists of; PS_PART_OTHER: not divided */

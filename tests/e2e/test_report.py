@@ -64,18 +64,23 @@ def prefill_records():
     ]
 
 
+def drive_rate(block, depth):
+    return 2.4e9 * (1 - 2 ** (-block * depth / 2**20))
+
+
 def io_records():
-    return [
+    """As bench io --json prints them: repeats within a record, and what it concludes in a last one."""
+    common = {"kind": "io", "place": "a file", "backend": "uring", "direct": True, "extent_bytes": 4194304, "shards": False, "time": 1700000000}
+    records = [
         {
-            "kind": "io", "pattern": pattern, "backend": "uring", "direct": True, "block_bytes": block, "queue_depth": depth,
-            "bytes_per_s": 2.4e9 * (1 - 2 ** (-block * depth / 2**20)) * noise, "iops": 1000, "p50_us": 100, "p99_us": 300,
-            "machine": MACHINE,
+            **common, "pattern": pattern, "block_bytes": block, "queue_depth": depth, "bytes_per_s": drive_rate(block, depth),
+            "repeats": [drive_rate(block, depth) * noise for noise in NOISE], "iops": 1000, "p50_us": 100, "p99_us": 300,
         }
         for pattern in ("random", "sequential")
-        for noise in NOISE
         for depth in (1, 4, 16, 64)
         for block in (4096, 16384, 65536, 262144, 1048576, 4194304)
     ]  # fmt: skip
+    return records + [{**records[0], "kind": "io_saturation"}]
 
 
 class Page(html.parser.HTMLParser):
@@ -154,6 +159,49 @@ class Report(Case):
             self.assertEqual(png[:8], b"\x89PNG\r\n\x1a\n")
             self.assertEqual(struct.unpack(">II", png[16:24]), (1920, 1120))
 
+    def data(self, folder, name, block):
+        """Rows of a data block of a plot's script."""
+        with open(os.path.join(folder, "plots", name + ".gp"), encoding="utf-8") as file:
+            found = re.search(rf"^\${block} << EOD\n(.*?)^EOD$", file.read(), re.DOTALL | re.MULTILINE)
+        return [[float(word) for word in line.split()] for line in found[1].splitlines()]
+
+    def assert_rows(self, rows, expected):
+        self.assertEqual(len(rows), len(expected), rows)
+        for row, wanted in zip(rows, expected):
+            for value, of in zip(row, wanted, strict=True):
+                self.assertAlmostEqual(value, of, delta=1e-6 * of)
+
+    def test_points_are_medians_with_least_and_most(self):
+        folder = self.folder(decode_records() + prefill_records() + io_records())
+        self.ok("bench", "report", folder)
+        speeds = [(LIMITS[limit] / 1e9, rate(6 * GIB, limit)) for limit in sorted(LIMITS, key=LIMITS.get)]
+        expected = [(drive, speed, speed * 0.97, speed * 1.02) for drive, speed in speeds]
+        self.assert_rows(self.data(folder, "decode-1-drive", "speed1"), expected)
+        speeds = [(BUDGETS[ram], rate(ram, 0)) for ram in BUDGETS]
+        expected = [(cycles, speed, speed * 0.97, speed * 1.02) for cycles, speed in speeds]
+        self.assert_rows(self.data(folder, "decode-1-cache", "speed2"), expected)
+        blocks = [(4096 * 4**i, drive_rate(4096 * 4**i, 16) / 1e9) for i in range(6)]
+        expected = [(block, speed, speed * 0.97, speed * 1.02) for block, speed in blocks]
+        self.assert_rows(self.data(folder, "io-1-reads", "reads2"), expected)
+
+    def test_knee_is_farthest_above_the_straight_line(self):
+        folder = self.folder(decode_records())
+        self.ok("bench", "report", folder)
+        knees = self.data(folder, "decode-1-cache", "knees")[1:]
+        self.assert_rows(knees, [(3.0, rate(6 * GIB, limit)) for limit in sorted(LIMITS, key=LIMITS.get)])
+        text = harness.read_bytes(os.path.join(folder, "report.html")).decode("utf-8")
+        self.assertIn("Knee of tokens/s (no limit: 2.4 GB/s): 3 cycles, RAM 6 GiB.", text)
+
+    def test_bounds_are_drawn(self):
+        folder = self.folder(decode_records())
+        self.ok("bench", "report", folder)
+        script = harness.read_bytes(os.path.join(folder, "plots", "decode-1-drive.gp")).decode("utf-8")
+        slopes = [float(slope) for slope in re.findall(r"([0-9.]+)\*x with lines", script)]
+        self.assert_rows([slopes], [[1e9 / missed for missed in MISSED.values()] * 2])  # for SVG and PNG
+        computing = float(re.search(r"([0-9.]+) with lines dt 4 .* title 'computing alone'", script)[1])
+        fastest = 1.02 / (COMPUTE_S + BOOKKEEPING_S)  # noise changes the time of all parts alike
+        self.assertTrue(0.999 / (COMPUTE_S + BOOKKEEPING_S) <= computing <= fastest, computing)
+
     def test_page_is_whole_and_needs_nothing_else(self):
         folder = self.folder(decode_records() + prefill_records() + io_records())
         self.ok("bench", "report", folder)
@@ -199,6 +247,15 @@ class Report(Case):
         between = (2 * rate(3 * GIB, 0) + rate(12 * GIB, 0)) / 3  # at 6 GiB
         self.assertEqual(rows[0][-1], f"\u00d7{between / rate(3 * GIB, 0):.2f}")
         self.assertTrue(rows[0][-2].startswith("not measured"), rows[0])
+
+    def test_the_drive_is_the_same_for_all_budgets(self):
+        """One bad probe of nine does not move a point along the axis."""
+        records = decode_records()
+        records[0]["drive_limit_bytes_per_s"] *= 0.1
+        folder = self.folder(records)
+        self.ok("bench", "report", folder)
+        drives = {row[2] for row in self.page(folder).rows[1:]}
+        self.assertEqual(drives, {f"{rate / 1e9:.2f} GB/s" for rate in LIMITS.values()})
 
     def test_different_settings_are_not_mixed(self):
         records = decode_records() + [{**record, "threads": 1} for record in decode_records()]
