@@ -2,7 +2,7 @@
 # Installs what penstock is built from, on Debian 12 and Ubuntu 22.04 or newer. Installs nothing that is there.
 #
 # Usage: scripts/setup.sh [--tests]
-#   --tests   also what scripts/test.sh needs: Python, clang, clang-format, the Arm cross compiler and qemu
+#   --tests   also what scripts/test.sh needs: Python, gnuplot, clang, clang-format, the Arm cross compiler and qemu
 set -euo pipefail
 
 have_command() { command -v "$1" >/dev/null; }
@@ -30,6 +30,7 @@ need libmimalloc-dev have_mimalloc
 need libcmocka-dev have_library cmocka
 if [ "${1:-}" = --tests ]; then
     need python3 have_command python3
+    need gnuplot-nox have_command gnuplot
     need clang-14 have_command clang-14
     need clang-format-14 have_command clang-format-14
     need gcc-aarch64-linux-gnu have_command aarch64-linux-gnu-gcc
