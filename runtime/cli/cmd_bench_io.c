@@ -33,7 +33,8 @@ static const struct flag_word direct_words[] = {{"on", FIRST}, {"off", SECOND}, 
 
 static const struct flag file_rows[] = {
     {"dir", 0, FLAG_STRING, OPTION(directory), "DIR",
-     .help = "make a file here and read that; it is gone when the\nprogram ends, however it ends"},
+     .help = "make a file here and read that; it is gone when the\nprogram ends, however it ends; without: "
+             "where you are"},
     {"size", 0, FLAG_SIZE, OPTION(size), "SIZE",
      .help = "of that file; 4 GiB, or half of the free space where\nthat is less", .min = 1 << 20,
      .max = 0x1p60},
@@ -44,9 +45,9 @@ static const struct flag file_rows[] = {
 
 static const struct flag grid_rows[] = {
     {"extent", 0, FLAG_STRING, OPTION(extents), "SIZES",
-     .help = "bytes wanted at once, from one place: an expert's part;\nof a model: its experts as they lie "
-             "in it, unless given.\n"
-             "Sequential reading takes the largest"},
+     .help = "bytes wanted at once, from one place, as an expert's\nparts are; 64K,256K,1M,4M, or of a model "
+             "its experts as\n"
+             "they lie in it. Sequential reading takes the largest"},
     {"block", 0, FLAG_STRING, OPTION(blocks), "SIZES",
      .help = "single reads into which an extent is split, at most as\nlarge as it"},
     {"queue-depth", 0, FLAG_STRING, OPTION(depths), "NUMBERS", .help = "such reads in flight"},
