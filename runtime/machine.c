@@ -1,9 +1,10 @@
 #include "runtime/machine.h"
 
 #include <inttypes.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 /* Value in KiB of a "Name:   123 kB" line, as bytes. */
 static bool read_kib_field(const char *path, const char *field, uint64_t *bytes)
@@ -131,4 +132,25 @@ uint64_t machine_memory_available(void)
     uint64_t available = UINT64_MAX;
     read_kib_field("/proc/meminfo", "MemAvailable", &available);
     return min_u64(available, cgroup_headroom());
+}
+
+bool machine_drive_bytes_read(const char *path, uint64_t *bytes)
+{
+    enum {
+        SECTOR_BYTES = 512
+    }; /* of the counters, whatever the drive's are (Documentation/block/stat.rst) */
+    struct stat info;
+    if (stat(path, &info) < 0)
+        return false;
+    char name[80];
+    snprintf(name, sizeof(name), "/sys/dev/block/%u:%u/stat", major(info.st_dev), minor(info.st_dev));
+    FILE *file = fopen(name, "re");
+    if (!file)
+        return false;
+    uint64_t sectors;
+    bool found = fscanf(file, "%*u %*u %" SCNu64, &sectors) == 1;
+    fclose(file);
+    if (found)
+        *bytes = sectors * SECTOR_BYTES;
+    return found;
 }

@@ -24,6 +24,7 @@ int cmd_inspect(int argc, char **argv);
 int cmd_plan(int argc, char **argv);
 int cmd_eval(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
+int cmd_bench_io(int argc, char **argv);
 int cmd_bench_kernels(int argc, char **argv);
 int cmd_bench_report(int argc, char **argv);
 int cmd_trace(int argc, char **argv);

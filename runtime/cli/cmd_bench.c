@@ -285,10 +285,12 @@ int cmd_bench(int argc, char **argv)
     static const struct cli_command commands[] = {
         {"decode", "tokens per second, one token at a time", bench_decode},
         {"prefill", "tokens per second of a prompt", bench_prefill},
+        {"io", "what the drive gives, over read sizes, depths and backends", cmd_bench_io},
         {"kernels", "each weight format's products, against this machine's limits", cmd_bench_kernels},
         {"report", "a page of plots from a folder of measurements", cmd_bench_report},
         {0},
     };
-    return cli_dispatch("penstock bench", "Measures this machine, with a model or the kernels alone.",
-                        commands, argc, argv);
+    return cli_dispatch("penstock bench",
+                        "Measures this machine, with a model, its drive or the kernels alone.", commands,
+                        argc, argv);
 }
