@@ -25,6 +25,7 @@ int cmd_plan(int argc, char **argv);
 int cmd_eval(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_bench_kernels(int argc, char **argv);
+int cmd_bench_sweep(int argc, char **argv);
 int cmd_trace(int argc, char **argv);
 int cmd_simulate(int argc, char **argv);
 int cmd_synth(int argc, char **argv);

@@ -142,6 +142,8 @@ int cmd_bench(int argc, char **argv)
     static const struct cli_command commands[] = {
         {"decode", "tokens per second, one token at a time", bench_decode},
         {"prefill", "tokens per second of a prompt", bench_prefill},
+        {"sweep", "both over a grid of budgets, drive speeds and more, to be gone on with any time",
+         cmd_bench_sweep},
         {"kernels", "each weight format's products, against this machine's limits", cmd_bench_kernels},
         {0},
     };
