@@ -28,7 +28,7 @@ fi
 for ((round = 0; round < rounds; round++)); do
     predict "$work/plan.$round"
     for ram in $(jq -r '.budgets[] | select(.fits) | .ram_bytes' "$work/plan.$round"); do
-        "$penstock" bench decode -m "$model" -n "$tokens" --ram "$ram" "${flags[@]}" --stats "$work/stats" >/dev/null 2>&1
+        "$penstock" bench decode -m "$model" -n "$tokens" --ram "$ram" "${flags[@]}" --probe 0 --stats "$work/stats" >/dev/null 2>&1
         jq -c --argjson ram "$ram" --slurpfile plan "$work/plan.$round" '
             ($plan[0].budgets[] | select(.ram_bytes == $ram)) as $p |
             {ram_bytes: $ram, predicted: $p.tok_s, measured: .decode_tok_s, hit_predicted: $p.hit_rate,

@@ -43,7 +43,7 @@ failed() {
 
 decode() { # STATS RAM LIMIT DEPTH PREFETCH
     "$penstock" bench decode -m "$model" --tokens "$work/tokens" -n "$tokens" --threads "$threads" --ram "$2" \
-        --io-limit "$3" --queue-depth "$4" --prefetch "$5" "${flags[@]}" --stats "$1" 2>"$work/log" || failed
+        --io-limit "$3" --queue-depth "$4" --prefetch "$5" "${flags[@]}" --probe 0 --stats "$1" >/dev/null 2>"$work/log" || failed
 }
 
 # The limit changes what is computed while reads land, so it is found in a few steps.

@@ -25,7 +25,7 @@ decode() { # STATS TOKENS WRAPPER...
     local out=$1 n=$2
     shift 2
     "$@" "$penstock" bench decode -m "$model" --tokens random:1 -n "$n" --threads "$threads" --ram "$budget" \
-        --stats "$out" >&2
+        --probe 0 --stats "$out" >&2
 }
 
 drive_rate() { # bytes per second

@@ -270,6 +270,7 @@ struct ps_stats {
     uint64_t peak_rss_bytes;   /* of the process, since its start */
     const char *io_backend;    /* in use */
     bool direct;               /* in use for every file */
+    uint32_t queue_depth;      /* reads in flight at most */
     uint32_t threads;
     const char *threads_reason; /* "physical cores; measured fastest of 8, 16" */
     const char *cpu;

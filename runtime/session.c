@@ -237,6 +237,7 @@ void ps_session_stats(const struct ps_session *session, struct ps_stats *stats)
         .peak_rss_bytes = machine_peak_rss_bytes(),
         .io_backend = io_reader_backend_name(model->reader),
         .direct = io_reader_is_direct(model->reader),
+        .queue_depth = io_reader_queue_depth(model->reader),
         .threads = thread_pool_size(model->pool),
         .threads_reason = model->threads_reason,
         .cpu = cpu_level_name(model->matmul->level),

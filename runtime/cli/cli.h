@@ -27,6 +27,7 @@ int cmd_bench(int argc, char **argv);
 int cmd_bench_io(int argc, char **argv);
 int cmd_bench_kernels(int argc, char **argv);
 int cmd_bench_report(int argc, char **argv);
+int cmd_bench_sweep(int argc, char **argv);
 int cmd_trace(int argc, char **argv);
 int cmd_simulate(int argc, char **argv);
 int cmd_synth(int argc, char **argv);

@@ -189,19 +189,6 @@ static double decode_rate(const struct run_times *t)
     return t->rates && t->decode_steps > 0 ? median_rate(t) : per_second(t->decode_steps, t->decode_s);
 }
 
-void print_parts(const struct loaded_model *m)
-{
-    struct ps_stats stats;
-    ps_session_stats(m->session, &stats);
-    double whole = stats.compute_s + stats.stall_s;
-    if (whole <= 0.0)
-        return;
-    fputs("time in", stderr);
-    for (int part = 0; part < PS_N_PARTS; part++)
-        fprintf(stderr, " %s %.1f%%,", ps_part_name((enum ps_part)part), 100.0 * stats.part_s[part] / whole);
-    fprintf(stderr, " stalls %.1f%%\n", 100.0 * stats.stall_s / whole);
-}
-
 void print_summary(const struct loaded_model *m, const struct run_times *times)
 {
     struct ps_stats stats;

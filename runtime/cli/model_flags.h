@@ -48,8 +48,6 @@ struct run_times {
 
 /* One line on stderr; with lossy modes on, print_lossy's as well. */
 void print_summary(const struct loaded_model *m, const struct run_times *times);
-/* What share of the time each part of a forward pass took, one line on stderr. */
-void print_parts(const struct loaded_model *m);
 /* How often lossy modes changed the computation, one line on stderr; nothing when all are off. */
 void print_lossy(const struct loaded_model *m);
 /* One JSON object to path ("-": stdout). Returns an exit code; the message is printed. */

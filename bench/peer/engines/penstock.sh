@@ -9,7 +9,7 @@ read -r -a flags <<<"${FLAGS-}"
 
 bench() { # WHAT N
     "$penstock" bench "$1" -m "$model" -n "$2" --tokens "$tokens" --threads "$threads" --warm-up 1 --repeat "$repeat" \
-        "${flags[@]}" --stats - 2>/dev/null
+        "${flags[@]}" --probe 0 --stats - 2>/dev/null
 }
 
 prefill_stats=$(bench prefill "$prefill")
