@@ -290,3 +290,11 @@ enum ps_status drive_probe(struct ps_model *model, double seconds, const volatil
     probe_free(probe);
     return status;
 }
+
+enum ps_status drive_probe_last(struct ps_model *model, double seconds, const volatile sig_atomic_t *cancel,
+                                struct speed_parts *parts, struct ps_error *err)
+{
+    expert_cache_free(model->cache);
+    model->cache = NULL;
+    return drive_probe(model, seconds, cancel, parts, err);
+}

@@ -247,7 +247,11 @@ bool bench_run_probe(struct bench_run *b, int *exit_code)
     double limit = (double)b->model_options->params.io_limit;
     if (b->options->probe > 0.0f) {
         struct speed_parts parts = {0};
-        if (drive_probe(b->m.model, (double)b->options->probe, cli_interrupt_flag(), &parts, &err) != PS_OK) {
+        loaded_model_save_working_set(&b->m, CLI_OK);
+        ps_session_free(b->m.session);
+        b->m.session = NULL;
+        if (drive_probe_last(b->m.model, (double)b->options->probe, cli_interrupt_flag(), &parts, &err) !=
+            PS_OK) {
             *exit_code = cli_status(&err);
             return false;
         }

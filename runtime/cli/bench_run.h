@@ -42,8 +42,8 @@ bool bench_run_open(struct bench_run *run, const struct bench_options *options,
                     struct model_options *model_options, int *exit_code);
 /* Loads the model and runs the passes. */
 bool bench_run_measure(struct bench_run *run, int *exit_code);
-/* Measures the drive and completes the records. Takes memory of its own, and its reads count in the session's
- * statistics: to be done when those are no longer needed. */
+/* Measures the drive and completes the records. Closes the session and gives up the cache, so that all stays within the budget: to
+ * be done when their statistics are no longer needed. */
 bool bench_run_probe(struct bench_run *run, int *exit_code);
 /* exit_code: what the command came to; a working set is saved where that was not a failure. */
 void bench_run_deinit(struct bench_run *run, int exit_code);
