@@ -407,12 +407,13 @@ static uint32_t put_bars(const struct drawing *d)
         for (uint32_t k = 0; k < bars; k++)
             put_bar(d, cell + k);
         fputs("EOD\n", d->data);
-        fprintf(d->body, "set label %u 'RAM %s' at first %.1f, screen 0.035 center font ',12'\n", 10 + blocks,
+        fprintf(d->body, "set label %u '%s' at first %.1f, screen 0.035 center font ',12'\n", 10 + blocks,
                 bytes_text(median(cell, FIGURE_RAM), size), at + (bars - 1) / 2.0);
         fprintf(d->data, "at%u = %u\n", blocks++, at);
         at += bars + 1;
     }
-    fprintf(d->body, "set xrange [-1:%u]\n", at - (at > 0));
+    fprintf(d->body, "set label 9 'RAM' at screen 0.02,0.035 left font ',12'\nset xrange [-1:%u]\n",
+            at - (at > 0));
     return blocks;
 }
 

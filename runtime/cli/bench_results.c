@@ -40,11 +40,12 @@ static const char *text_of(const json_t *object, const char *name, const char *m
     return text && *text ? text : missing;
 }
 
-/* NAN: missing, null or no number. */
+/* NAN: missing, null, no number, or one that nothing measured can be: quotients of the others stay finite. */
 static double number_of(const json_t *object, const char *name)
 {
-    const json_t *value = json_object_get(object, name);
-    return json_is_number(value) ? json_number_value(value) : (double)NAN;
+    const json_t *json = json_object_get(object, name);
+    double value = json_is_number(json) ? json_number_value(json) : (double)NAN;
+    return value == 0.0 || (fabs(value) > 1e-18 && fabs(value) < 1e18) ? value : (double)NAN;
 }
 
 static uint64_t whole_of(const json_t *object, const char *name)

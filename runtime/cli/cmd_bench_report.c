@@ -196,7 +196,7 @@ int cmd_bench_report(int argc, char **argv)
             "SVG, PNG and the gnuplot script of each. Needs gnuplot. Lines of records.jsonl are records of\n"
             "`bench decode`, `bench prefill` (--json-lines) and `bench io` (--json).",
         .examples =
-            "  penstock bench sweep -m model.gguf --ram 4G,8G,16G --io-limit 500M,1G,2G,0 -o results\n"
+            "  penstock bench sweep -m model.gguf --ram 4G,8G,16G --io-limit 500M,1G,2G,none -o results\n"
             "  penstock bench report results",
         .positionals = positionals,
         .groups = groups};

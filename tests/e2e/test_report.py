@@ -276,6 +276,20 @@ class Report(Case):
         self.assertEqual(len(notes), 5, page.notes)
         self.assertEqual([row[-2:] for row in page.rows[1:]], [["not measured", "not measured"]])
 
+    def test_names_and_figures_out_of_place_do_no_harm(self):
+        names = {"model": "a'\"\\`@x\n$(ls) <b>&" + "\u00e9" * 200, "policy": "${x}\t'", "replay": "--><script>"}
+        records = [{**record, **names} for record in decode_records()]
+        for field in ("cycles", "drive_limit_bytes_per_s", "bytes_per_token", "hit_rate", "stall_s", "of_bound", "time"):
+            for value in (1e300, 1e-300, -5, 0, "x", [1], None):
+                records.append({**records[0], field: value})
+        folder = self.folder(records)
+        result = self.ok("bench", "report", folder)
+        self.assertEqual(result.message, "")
+        self.assertEqual(self.images(folder), {"decode-1-drive", "decode-1-cache", "decode-1-parts"})
+        for name in self.images(folder):
+            xml.dom.minidom.parse(os.path.join(folder, "plots", name + ".svg"))
+        self.assertNotIn("script", self.page(folder).used)
+
     def test_bad_lines_are_named_and_skipped(self):
         good = decode_records()
         bad = ["{\n", "[1]\n", '{"kind": "other"}\n', "\n", json.dumps({**good[0], "tokens_per_s": "fast"}) + "\n", '{"kind": "decode", "ram"']
