@@ -39,7 +39,7 @@ FAMILIES = (
 
 
 def smallest_for_logits(model, *flags):
-    return harness.smallest_budget(*harness.logits_command(model, TOKENS, *flags))
+    return harness.tight_budget(*harness.logits_command(model, TOKENS, *flags))
 
 
 def budgets(model, smallest):
@@ -179,7 +179,7 @@ class Exactness(harness.TestCase):
         arguments = ("run", "-m", BUNDLED_MODEL, "-p", PROMPT, "-n", 24, "--temp", 0)
         expected = self.ok(*arguments, *AMPLE).stdout
         self.assertGreater(len(expected), 24)
-        axes = [("--ram", ram) for ram in budgets(BUNDLED_MODEL, harness.smallest_budget(*arguments))]
+        axes = [("--ram", ram) for ram in budgets(BUNDLED_MODEL, harness.tight_budget(*arguments))]
         axes += [("--threads", 1), ("--threads", 3), ("--io", "threads"), ("--direct", "off"), ("--chunk", 1)]
         for flags in axes:
             with self.subTest(flags=" ".join(map(str, flags))):
@@ -187,7 +187,7 @@ class Exactness(harness.TestCase):
 
     def test_sampled_text_depends_on_the_seed_alone(self):
         arguments = ("run", "-m", BUNDLED_MODEL, "-p", PROMPT, "-n", 24, "--temp", 1, "--threads", 1, "--seed")
-        smallest = harness.smallest_budget(*arguments, 1)
+        smallest = harness.tight_budget(*arguments, 1)
         texts = [self.ok(*arguments, seed, *AMPLE).stdout for seed in (1, 2, 3)]
         self.assertGreater(len(set(texts)), 1)
         for seed, text in zip((1, 2, 3), texts):

@@ -38,7 +38,7 @@ class Families(harness.TestCase):
         tokens = harness.golden_tokens()
         for model in base_models():
             path = shared("golden", model["file"])
-            smallest = harness.smallest_budget(*harness.logits_command(path, tokens))
+            smallest = harness.tight_budget(*harness.logits_command(path, tokens))
             axis = (
                 ("--chunk", 1, "--threads", 1),
                 ("--chunk", 7, "--threads", 3),

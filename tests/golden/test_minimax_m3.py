@@ -133,7 +133,7 @@ class MinimaxM3(harness.TestCase):
         path = self.made()
         for kv in ("f32", "f16", "q8_0"):
             expected = self.logits(path, TOKENS, "--kv", kv)
-            smallest = harness.smallest_budget(*harness.logits_command(path, TOKENS, "--kv", kv, "--chunk", 33))
+            smallest = harness.tight_budget(*harness.logits_command(path, TOKENS, "--kv", kv, "--chunk", 33))
             axis = (("--chunk", 1, "--threads", 2), ("--chunk", 7, "--threads", 3), ("--chunk", 33, "--ram", smallest))
             for flags in axis:
                 with self.subTest(kv=kv, flags=" ".join(map(str, flags))):

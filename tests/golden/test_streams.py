@@ -42,7 +42,7 @@ class Streams(harness.TestCase):
             path = self.changed(model_id, numbers)
             for kv in ("f32", "f16", "q8_0"):
                 expected = self.logits(path, TOKENS, "--kv", kv)
-                smallest = harness.smallest_budget(*harness.logits_command(path, TOKENS, "--kv", kv, "--chunk", 33))
+                smallest = harness.tight_budget(*harness.logits_command(path, TOKENS, "--kv", kv, "--chunk", 33))
                 for flags in (("--chunk", 1, "--threads", 2), ("--chunk", 7, "--threads", 3), ("--chunk", 33, "--ram", smallest)):
                     with self.subTest(model=model_id, kv=kv, flags=" ".join(map(str, flags))):
                         self.assert_same_logits(self.logits(path, TOKENS, "--kv", kv, *flags), expected)
