@@ -1,6 +1,7 @@
 /* deepseek4 (DeepSeek-V4): several residual streams; attention over a window and compressed blocks, with queries by way of a
  * low rank and an output projection in two steps; experts by token id in the first layers, by score in the others. */
 #include <math.h>
+#include <stddef.h>
 
 #include "runtime/arch.h"
 #include "runtime/block_choice.h"
@@ -109,19 +110,14 @@ static enum ps_status read_ropes(struct hparams *hp, const struct gguf *gguf, st
 
 static enum ps_status read_limits(struct hparams *hp, const struct gguf *gguf, struct ps_error *err)
 {
-    float limits[MAX_MODEL_LAYERS] = {0};
-    enum ps_status status;
-    if ((status = hparam_layers_f32(gguf, "deepseek4", "swiglu_clamp_exp", true, hp->n_layers, limits,
-                                    err)) != PS_OK)
+    enum ps_status status = hparams_layer_f32(hp, gguf, "deepseek4", "swiglu_clamp_exp", true,
+                                              offsetof(struct layer_hparams, swiglu_limit), err);
+    if (status != PS_OK)
         return status;
-    for (uint32_t il = 0; il < hp->n_layers; il++)
-        hp->layer[il].swiglu_limit = limits[il];
-    if ((status = hparam_layers_f32(gguf, "deepseek4", "swiglu_clamp_shexp", false, hp->n_layers, limits,
-                                    err)) != PS_OK)
-        return status;
-    for (uint32_t il = 0; il < hp->n_layers; il++)
-        hp->layer[il].shared_swiglu_limit = limits[il];
-    return PS_OK;
+    for (uint32_t il = 0; il < hp->n_layers; il++) /* where the file does not say */
+        hp->layer[il].shared_swiglu_limit = hp->layer[il].swiglu_limit;
+    return hparams_layer_f32(hp, gguf, "deepseek4", "swiglu_clamp_shexp", false,
+                             offsetof(struct layer_hparams, shared_swiglu_limit), err);
 }
 
 static enum ps_status read_blocks(struct hparams *hp, const struct gguf *gguf, struct ps_error *err)

@@ -37,11 +37,11 @@ static enum ps_status hparams(struct hparams *hp, const struct gguf *gguf, struc
         return status;
     hp->rope[0].n_rot /= 2;
     hp->rope[1].factors = false;
-    status = hparams_layer_f32(hp, gguf, "step35", "swiglu_clamp_exp",
+    status = hparams_layer_f32(hp, gguf, "step35", "swiglu_clamp_exp", false,
                                offsetof(struct layer_hparams, swiglu_limit), err);
     if (status != PS_OK)
         return status;
-    return hparams_layer_f32(hp, gguf, "step35", "swiglu_clamp_shexp",
+    return hparams_layer_f32(hp, gguf, "step35", "swiglu_clamp_shexp", false,
                              offsetof(struct layer_hparams, shared_swiglu_limit), err);
 }
 

@@ -168,31 +168,6 @@ enum ps_status hparam_layers_u32(const struct gguf *gguf, const char *arch, cons
     return PS_OK;
 }
 
-enum ps_status hparam_layers_f32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
-                                 uint32_t n_layers, float *out, struct ps_error *err)
-{
-    char key[128];
-    key_name(key, sizeof(key), arch, suffix);
-    const struct gguf_array *array;
-    enum ps_status status = find_layers(gguf, key, n_layers, &array, err);
-    if (status != PS_OK)
-        return status;
-    if (!array) {
-        float one = out[0];
-        bool there = gguf_find(gguf, key);
-        status = hparam_f32(gguf, arch, suffix, required, &one, err);
-        for (uint32_t il = 0; status == PS_OK && there && il < n_layers; il++)
-            out[il] = one;
-        return status;
-    }
-    for (uint32_t il = 0; il < n_layers; il++) {
-        out[il] = (float)gguf_array_f64(array, il);
-        if (!isfinite(out[il]))
-            return ps_error_set(err, PS_ERR_FORMAT, "%s: layer %u: not a finite number", key, il);
-    }
-    return PS_OK;
-}
-
 uint64_t hparams_most(const struct hparams *hp, dim_fn *of)
 {
     uint64_t most = 0;
@@ -256,18 +231,25 @@ static enum ps_status read_layers_u32(struct hparams *hp, const struct gguf *ggu
 }
 
 enum ps_status hparams_layer_f32(struct hparams *hp, const struct gguf *gguf, const char *arch,
-                                 const char *suffix, size_t field, struct ps_error *err)
+                                 const char *suffix, bool required, size_t field, struct ps_error *err)
 {
-    float *values = malloc(hp->n_layers * sizeof(*values));
-    if (!values)
-        return ps_error_set(err, PS_ERR_NOMEM, "hyperparameters: out of memory");
-    for (uint32_t il = 0; il < hp->n_layers; il++)
-        memcpy(&values[il], (const char *)&hp->layer[il] + field, sizeof(values[il]));
-    enum ps_status status = hparam_layers_f32(gguf, arch, suffix, false, hp->n_layers, values, err);
-    for (uint32_t il = 0; status == PS_OK && il < hp->n_layers; il++)
-        memcpy((char *)&hp->layer[il] + field, &values[il], sizeof(values[il]));
-    free(values);
-    return status;
+    char key[128];
+    key_name(key, sizeof(key), arch, suffix);
+    const struct gguf_array *array;
+    enum ps_status status = find_layers(gguf, key, hp->n_layers, &array, err);
+    float value = 0.0f;
+    if (status == PS_OK && !array)
+        status = hparam_f32(gguf, arch, suffix, required, &value, err);
+    if (status != PS_OK || !gguf_find(gguf, key))
+        return status;
+    for (uint32_t il = 0; il < hp->n_layers; il++) {
+        if (array)
+            value = (float)gguf_array_f64(array, il);
+        if (!isfinite(value))
+            return ps_error_set(err, PS_ERR_FORMAT, "%s: layer %u: not a finite number", key, il);
+        memcpy((char *)&hp->layer[il] + field, &value, sizeof(value));
+    }
+    return PS_OK;
 }
 
 #define LAYER_FIELD(field) offsetof(struct layer_hparams, field)

@@ -171,9 +171,7 @@ enum ps_status hparam_size(const struct gguf *gguf, const char *arch, const char
 enum ps_status hparam_layers_u32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
                                  uint32_t n_layers, uint32_t *out, struct ps_error *err);
 enum ps_status hparams_layer_f32(struct hparams *hp, const struct gguf *gguf, const char *arch,
-                                 const char *suffix, size_t field, struct ps_error *err);
-enum ps_status hparam_layers_f32(const struct gguf *gguf, const char *arch, const char *suffix, bool required,
-                                 uint32_t n_layers, float *out, struct ps_error *err);
+                                 const char *suffix, bool required, size_t field, struct ps_error *err);
 
 /* Sliding windows, from the keys attention.sliding_window and .sliding_window_pattern: an array of booleans, or a period, of
  * which the last layer (dense_first: the first) sees all. Without a pattern in the file it is default_period; 0 windows
