@@ -15,8 +15,8 @@
 #include "storage/mapping.h"
 
 enum {
-    BUFFER_BYTES = 64 << 20, /* more than the caches hold; jobs that do not fit at once share places */
     WAIT_MS = 50,            /* between two looks at the cancel flag */
+    LEAST_MAPPING = 2 << 20, /* a huge page: slots lie in such, too */
 };
 
 struct source_file {
@@ -53,6 +53,7 @@ struct io_bench {
     struct bench_job *jobs;
     uint32_t n_jobs;
     uint64_t unit_bytes; /* buffer space of a job */
+    uint64_t n_places;   /* such spaces; jobs that do not fit at once share them */
     double seconds;
     /* Under lock. */
     uint64_t next_place; /* in the buffer, in units */
@@ -138,7 +139,7 @@ static void submit(struct io_bench *b, struct bench_job *mine)
                                 .buffer = b->buffer + b->next_place * b->unit_bytes,
                                 .done = on_landed,
                                 .owner = mine};
-    b->next_place = (b->next_place + 1) % (b->buffer_bytes / b->unit_bytes);
+    b->next_place = (b->next_place + 1) % b->n_places;
     b->n_flying++;
     mine->submitted = clock_seconds();
     io_reader_submit(b->reader, &mine->job);
@@ -229,10 +230,13 @@ static void drop_page_cache(const struct io_bench *b)
 /* Touched, as fresh memory would be part of what is measured. */
 static bool reserve_buffer(struct io_bench *b)
 {
-    if (b->buffer_bytes >= b->unit_bytes)
+    uint64_t used = b->cell->memory_bytes > b->unit_bytes ? b->cell->memory_bytes : b->unit_bytes;
+    uint64_t wanted = used > LEAST_MAPPING ? used : LEAST_MAPPING;
+    b->n_places = used / b->unit_bytes;
+    if (b->buffer_bytes >= wanted)
         return true;
     mapping_free(b->buffer, b->buffer_bytes);
-    b->buffer_bytes = b->unit_bytes > BUFFER_BYTES ? b->unit_bytes : BUFFER_BYTES;
+    b->buffer_bytes = wanted;
     b->buffer = mapping_new(b->buffer_bytes);
     if (b->buffer)
         memset(b->buffer, 1, b->buffer_bytes);

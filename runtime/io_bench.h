@@ -20,8 +20,9 @@ struct io_cell {
     bool direct;
     uint64_t
         extent_bytes; /* of a job, a multiple of IO_ALIGN, at most io_bench_largest_extent; 0: a shard of the model, random */
-    uint32_t block_bytes; /* an extent is read in pieces of it */
-    uint32_t queue_depth; /* such reads in flight */
+    uint32_t block_bytes;  /* an extent is read in pieces of it */
+    uint32_t queue_depth;  /* such reads in flight */
+    uint64_t memory_bytes; /* extents land all over it, in turns; at least one fits */
 };
 
 /* One measurement of a cell. Filling and draining the queue count only for the drive. */
@@ -35,8 +36,7 @@ struct io_sample {
 
 struct io_bench;
 
-/* Of a model's files, or one file. *cancel is watched. Takes 64 MiB, or the largest job's bytes where that is more.
- * PS_ERR_IO, PS_ERR_NOMEM, PS_ERR_ARGUMENT: a file too small to measure. */
+/* Of a model's files, or one file. *cancel is watched. PS_ERR_IO, PS_ERR_NOMEM, PS_ERR_ARGUMENT: a file too small to measure. */
 enum ps_status io_bench_new(struct io_bench **out, const char *path, const volatile sig_atomic_t *cancel,
                             struct ps_error *err);
 enum ps_status io_bench_new_model(struct io_bench **out, const struct ps_model *model,

@@ -131,13 +131,13 @@ void io_report_print(const struct io_report *report)
 static json_t *cell_object(const struct io_report *report, const struct io_result *result, const char *kind)
 {
     const struct io_cell *cell = &result->cell;
-    return json_pack("{s:s, s:s, s:I, s:I, s:s, s:s, s:b, s:I, s:b, s:I, s:I, s:f}", "kind", kind, "place",
-                     report->place, "file_bytes", (json_int_t)report->file_bytes, "io_limit",
-                     (json_int_t)report->io_limit, "pattern", pattern_name(cell), "backend",
-                     backend_name(cell), "direct", (int)cell->direct, "extent_bytes",
-                     (json_int_t)extent_bytes(report, cell), "shards", (int)(cell->extent_bytes == 0),
-                     "block_bytes", (json_int_t)cell->block_bytes, "queue_depth",
-                     (json_int_t)cell->queue_depth, "bytes_per_s", io_result_rate(result));
+    return json_pack(
+        "{s:s, s:s, s:I, s:I, s:s, s:s, s:b, s:I, s:b, s:I, s:I, s:I, s:f}", "kind", kind, "place",
+        report->place, "file_bytes", (json_int_t)report->file_bytes, "io_limit", (json_int_t)report->io_limit,
+        "pattern", pattern_name(cell), "backend", backend_name(cell), "direct", (int)cell->direct,
+        "extent_bytes", (json_int_t)extent_bytes(report, cell), "shards", (int)(cell->extent_bytes == 0),
+        "block_bytes", (json_int_t)cell->block_bytes, "queue_depth", (json_int_t)cell->queue_depth,
+        "memory_bytes", (json_int_t)cell->memory_bytes, "bytes_per_s", io_result_rate(result));
 }
 
 static json_t *result_object(const struct io_report *report, const struct io_result *result)

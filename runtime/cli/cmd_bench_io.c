@@ -11,6 +11,7 @@
 #include "runtime/splitmix.h"
 
 enum { MAX_LIST = 16 };
+#define DEFAULT_MEMORY (UINT64_C(64) << 20) /* more than caches hold */
 enum which { FIRST = 1, SECOND = 2, BOTH = FIRST | SECOND };
 
 struct io_options {
@@ -18,7 +19,7 @@ struct io_options {
     uint64_t size;
     const char *extents, *blocks, *depths;
     int pattern, backend, direct; /* enum which */
-    uint64_t io_limit;
+    uint64_t io_limit, memory;
     float seconds;
     uint32_t repeat;
     bool json;
@@ -67,6 +68,11 @@ static const struct flag measure_rows[] = {
      .help = "rounds over all settings, in an order that no setting\ngains by; the rate is their median",
      .min = 1, .max = IO_MAX_REPEAT},
     {"io-limit", 0, FLAG_SIZE, OPTION(io_limit), "RATE", .help = "bytes per second at most; 0: none"},
+    {"memory", 0, FLAG_SIZE, OPTION(memory), "SIZE",
+     .help =
+         "that extents are read into, in turns. What fits into the\nprocessor's caches can be faster than "
+         "a cache of experts",
+     .min = IO_ALIGN, .max = 1 << 30},
     {"json", 0, FLAG_BOOL, OPTION(json), .help = "print JSON lines, an object per setting"},
     {0},
 };
@@ -164,7 +170,8 @@ static void add_extent(struct bench *b, struct io_cell cell, uint64_t bytes, uin
 
 static void add_cells(struct bench *b, enum io_backend backend, bool direct)
 {
-    struct io_cell cell = {.backend = backend, .direct = direct, .pattern = IO_RANDOM};
+    struct io_cell cell = {
+        .backend = backend, .direct = direct, .pattern = IO_RANDOM, .memory_bytes = b->options->memory};
     struct list extents = {0};
     for (uint32_t i = 0; i < b->grid.extents.n; i++)
         list_add(&extents, min_u64(b->grid.extents.values[i], io_bench_largest_extent(b->bench)));
@@ -348,6 +355,7 @@ int cmd_bench_io(int argc, char **argv)
                                  .pattern = BOTH,
                                  .backend = BOTH,
                                  .direct = BOTH,
+                                 .memory = DEFAULT_MEMORY,
                                  .seconds = 0.1f,
                                  .repeat = 3};
     const struct flag_group groups[] = {{"What is read", file_rows, &options},
