@@ -264,6 +264,19 @@ class Report(Case):
         self.assertEqual(self.images(folder), {f"decode-{i}-{name}" for i in (1, 2) for name in ("drive", "cache", "parts")})
         self.assertEqual(len([row for row in self.page(folder).rows if "GiB" in row[0]]), 18)
 
+    def test_replayed_records_have_their_own_section(self):
+        folder = self.folder(decode_records() + [{**record, "replay": "a.trace"} for record in decode_records()])
+        self.ok("bench", "report", folder)
+        self.assertEqual(self.images(folder), {f"decode-{i}-{name}" for i in (1, 2) for name in ("drive", "cache", "parts")})
+        page = self.page(folder)
+        self.assertEqual(len([row for row in page.rows if "GiB" in row[0]]), 18)
+        replayed = ["routing replayed from a.trace" in note for note in page.notes if "64 tokens" in note]
+        self.assertEqual(sorted(replayed), [False, True])
+        # What matters most is not what a long title is cut off at.
+        for i, said in enumerate(replayed, 1):
+            with open(os.path.join(folder, "plots", f"decode-{i}-drive.gp"), encoding="utf-8") as file:
+                self.assertEqual("routing replayed from a.trace" in file.read(), said)
+
     def test_what_was_not_measured_is_left_out_with_a_note(self):
         record = model_record("decode", 3 * GIB, 0, 1, rate(3 * GIB, 0), drive_limit_bytes_per_s=None, parts_s=None, compute_s=None)
         folder = self.folder([record])
