@@ -27,7 +27,7 @@ struct sweep_result {
 struct sweep_finding {
     struct bench_record record;
     char replay_text[1024]; /* of the survey: what is replayed; "": nothing */
-    uint64_t minimum;      /* the cell's budget is too small, this is the smallest that works; 0: it is not */
+    uint64_t minimum; /* the cell's budget is too small, this is the smallest that works; 0: it is not */
 };
 
 struct sweep {

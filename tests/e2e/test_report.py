@@ -264,6 +264,17 @@ class Report(Case):
         self.assertEqual(self.images(folder), {f"decode-{i}-{name}" for i in (1, 2) for name in ("drive", "cache", "parts")})
         self.assertEqual(len([row for row in self.page(folder).rows if "GiB" in row[0]]), 18)
 
+    def test_records_of_reads_say_their_machine(self):
+        other = {**MACHINE, "drive": "sda Slow"}
+        folder = self.folder([{**record, "machine": machine} for machine in (MACHINE, other) for record in io_records()])
+        self.ok("bench", "report", folder)
+        page = self.page(folder)
+        text = "Example CPU <9>, 4 cores, 16.0 GiB; drive: {}; Linux 6.1"
+        self.assertEqual(page.machines, [text.format(machine["drive"]) for machine in (MACHINE, other)])
+        sections = [note for note in page.notes if "extents of" in note]
+        self.assertEqual(len(sections), 4, page.notes)  # of two patterns
+        self.assertEqual(len([note for note in sections if "sda Slow" in note]), 2)
+
     def test_replayed_records_have_their_own_section(self):
         folder = self.folder(decode_records() + [{**record, "replay": "a.trace"} for record in decode_records()])
         self.ok("bench", "report", folder)
