@@ -415,7 +415,7 @@ static uint32_t put_bars(const struct drawing *d)
     const struct result_group *group = d->group;
     char size[SIZE_TEXT_SIZE];
     uint32_t blocks = 0, bars, at = 0;
-    double room = 0.11 * width_of(group), last = -room;
+    double room = 0.125 * width_of(group), last = -room;
     for (uint32_t i = 0; i < group->n_cells; i += bars ? bars : 1) {
         const struct result_cell *cell = &group->cells[i];
         if ((bars = bars_of(group, cell)) == 0)
