@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "runtime/cli/bench_record.h"
 #include "runtime/cli/cli.h"
 #include "runtime/size_text.h"
 
@@ -140,7 +141,8 @@ static json_t *cell_object(const struct io_report *report, const struct io_resul
         "memory_bytes", (json_int_t)cell->memory_bytes, "bytes_per_s", io_result_rate(result));
 }
 
-static json_t *result_object(const struct io_report *report, const struct io_result *result)
+static json_t *result_object(const struct io_report *report, const struct io_result *result,
+                             const struct machine_description *machine)
 {
     const struct io_sample *sum = &result->sum;
     json_t *object = cell_object(report, result, "io");
@@ -148,14 +150,14 @@ static json_t *result_object(const struct io_report *report, const struct io_res
     for (uint32_t i = 0; i < result->n_rates; i++)
         json_array_append_new(rates, json_real(result->rates[i]));
     json_t *rest = json_pack(
-        "{s:f, s:f, s:f, s:o, s:I, s:I, s:I, s:f, s:o, s:I}", "iops", reads_per_second(result), "p50_us",
+        "{s:f, s:f, s:f, s:o, s:I, s:I, s:I, s:f, s:o, s:o, s:I}", "iops", reads_per_second(result), "p50_us",
         latency_histogram_quantile(&result->latency, 0.5) / 1e3, "p99_us",
         latency_histogram_quantile(&result->latency, 0.99) / 1e3, "repeats", rates, "bytes_read",
         (json_int_t)sum->bytes, "reads", (json_int_t)sum->reads, "extents", (json_int_t)sum->extents,
         "seconds", sum->seconds, "drive_bytes_per_s",
         sum->drive_known && sum->drive_seconds > 0 ? json_real((double)sum->drive_bytes / sum->drive_seconds)
                                                    : json_null(),
-        "time", (json_int_t)time(NULL));
+        "machine", bench_machine_json(machine), "time", (json_int_t)time(NULL));
     if (!object || !rest || json_object_update(object, rest) < 0) {
         json_decref(object);
         object = NULL;
@@ -178,9 +180,11 @@ static bool print_object(json_t *object)
 int io_report_json(const struct io_report *report)
 {
     bool ok = true;
+    struct machine_description machine;
+    machine_describe(&machine, report->place);
     for (uint32_t i = 0; ok && i < report->n_results; i++) {
         if (report->results[i].n_rates > 0)
-            ok = print_object(result_object(report, &report->results[i]));
+            ok = print_object(result_object(report, &report->results[i], &machine));
     }
     double best;
     const struct io_result *found = io_report_saturating(report, &best);

@@ -5,19 +5,23 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/cli/bench_thin.h"
 #include "runtime/size_text.h"
 
 static const double GB = 1e9;
 
 /* Told apart by colour-blind readers (Okabe and Ito), and by their marks. */
 static const char *const colours[] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7",
-                                      "#E69F00", "#56B4E9", "#000000"};
-static const int marks[] = {7, 5, 9, 11, 13, 6, 4};
+                                      "#E69F00", "#56B4E9", "#000000", "#882255"};
+static const int marks[] = {7, 5, 9, 11, 13, 6, 4, 8};
 enum { N_STYLES = sizeof(marks) / sizeof(marks[0]), LABEL_SIZE = 64, SUBTITLE_SIZE = 128 };
+/* Bars and the gaps between budgets that a panel has room for, with a label below each; from how many on it is small. */
+enum { MAX_BARS = 54, MANY_BARS = 40 };
 
 /* What a script consists of, while it is made. */
 struct drawing {
-    const struct result_group *group;
+    const struct result_group *group; /* what there is room for */
+    const struct result_group *all;
     FILE *data, *body, *caption; /* data blocks; commands, once per image */
 };
 
@@ -184,7 +188,7 @@ static double mean_token_bytes(const struct result_curve *curve)
 static void put_drive_curves(const struct drawing *d, const struct lines *lines)
 {
     char size[SIZE_TEXT_SIZE], label[LABEL_SIZE];
-    double computing = result_computing_alone(d->group);
+    double computing = result_computing_alone(d->all);
     double fastest = 0.0;
     for (uint32_t i = 0; i < lines->n; i++)
         fastest = fmax(fastest, median(lines->curves[i].cells[lines->curves[i].n - 1], FIGURE_DRIVE));
@@ -271,7 +275,7 @@ static void put_ram_scale(const struct drawing *d, const struct result_curve *cu
     fputs("set x2label 'RAM (--ram)' offset 0,-0.5\nset x2tics out nomirror (", d->body);
     for (uint32_t i = 0; i < curve->n; i++) {
         double x = median(curve->cells[i], FIGURE_CYCLES);
-        bool fits = x - last > 0.12 * width;
+        bool fits = x - last > 0.15 * width;
         fprintf(d->body, "%s'%s' %.9g", i ? ", " : "",
                 fits ? bytes_text(median(curve->cells[i], FIGURE_RAM), size) : "", x);
         last = fits ? x : last;
@@ -382,9 +386,9 @@ static void put_bar(const struct drawing *d, const struct result_cell *cell)
     double sum = 0.0;
     fputc('"', d->data);
     if (prefill)
-        fprintf(d->data, "chunk %.0f", median(cell, FIGURE_CHUNK));
+        fprintf(d->data, "%.0f", median(cell, FIGURE_CHUNK));
     if (!prefill || has_several(d->group, FIGURE_LIMIT))
-        fprintf(d->data, "%s%s", prefill ? ", " : "", bench_limit_text(median(cell, FIGURE_LIMIT), limit));
+        fprintf(d->data, "%s%s", prefill ? "; " : "", bench_limit_text(median(cell, FIGURE_LIMIT), limit));
     fputc('"', d->data);
     for (int i = 0; i < N_SEGMENTS; i++) {
         fprintf(d->data, " %.9g", 1e3 * median(cell, segments[i].figure));
@@ -393,12 +397,25 @@ static void put_bar(const struct drawing *d, const struct result_cell *cell)
     fprintf(d->data, " %.9g\n", sum);
 }
 
-/* Blocks $bars0, $bars1, ... of a budget each, with its name below; the number of blocks. */
+/* Bars and gaps. */
+static uint32_t width_of(const struct result_group *group)
+{
+    uint32_t width = 0, bars;
+    for (uint32_t i = 0; i < group->n_cells; i += bars ? bars : 1) {
+        bars = bars_of(group, &group->cells[i]);
+        width += bars + (bars > 0);
+    }
+    return width;
+}
+
+/* Blocks $bars0, $bars1, ... of a budget each, with its name below where it does not reach into the last one; the number
+ * of blocks. */
 static uint32_t put_bars(const struct drawing *d)
 {
     const struct result_group *group = d->group;
     char size[SIZE_TEXT_SIZE];
     uint32_t blocks = 0, bars, at = 0;
+    double room = 0.125 * width_of(group), last = -room;
     for (uint32_t i = 0; i < group->n_cells; i += bars ? bars : 1) {
         const struct result_cell *cell = &group->cells[i];
         if ((bars = bars_of(group, cell)) == 0)
@@ -407,12 +424,21 @@ static uint32_t put_bars(const struct drawing *d)
         for (uint32_t k = 0; k < bars; k++)
             put_bar(d, cell + k);
         fputs("EOD\n", d->data);
-        fprintf(d->body, "set label %u '%s' at first %.1f, screen 0.035 center font ',12'\n", 10 + blocks,
-                bytes_text(median(cell, FIGURE_RAM), size), at + (bars - 1) / 2.0);
+        double middle = at + (bars - 1) / 2.0;
+        if (middle - last >= room) {
+            fprintf(d->body, "set label %u '%s' at first %.1f, screen 0.035 center font ',12'\n", 10 + blocks,
+                    bytes_text(median(cell, FIGURE_RAM), size), middle);
+            last = middle;
+        }
         fprintf(d->data, "at%u = %u\n", blocks++, at);
         at += bars + 1;
     }
-    fprintf(d->body, "set label 9 'RAM' at screen 0.02,0.035 left font ',12'\nset xrange [-1:%u]\n",
+    fprintf(d->body,
+            "set label 8 '%s' at screen 0.02,0.225 left font ',11'\n"
+            "set label 9 'RAM' at screen 0.02,0.035 left font ',12'\nset xrange [-1:%u]\n",
+            group->kind == RESULT_DECODE       ? "limit"
+            : has_several(group, FIGURE_LIMIT) ? "chunk; limit"
+                                               : "chunk",
             at - (at > 0));
     return blocks;
 }
@@ -453,11 +479,13 @@ static void put_panels(const struct drawing *d)
           d->body);
     put_axis(d, 1.05 * longest_step_ms(d->group), 5);
     uint32_t blocks = put_bars(d);
+    bool long_labels = d->group->kind == RESULT_PREFILL && has_several(d->group, FIGURE_LIMIT);
     put_panel(d, blocks, false);
-    fputs("unset label\nset tmargin at screen 0.54\nset bmargin at screen 0.26\n"
-          "set xtics rotate by 90 right out nomirror font ',10'\nset yrange [0:100]\nset ytics 25\n"
-          "set ylabel 'of the time, %'\n",
-          d->body);
+    fprintf(d->body,
+            "unset label\nset tmargin at screen 0.54\nset bmargin at screen 0.26\n"
+            "set xtics rotate by 90 right out nomirror font ',%d'\nset yrange [0:100]\nset ytics 25\n"
+            "set ylabel 'of the time, %%'\n",
+            long_labels || width_of(d->group) > MANY_BARS ? 8 : 10);
     put_panel(d, blocks, true);
     put_legend(d);
     for (int i = 0; i < N_SEGMENTS; i++) {
@@ -486,13 +514,20 @@ static void put_powers_of_2(const struct drawing *d, const struct lines *lines)
 {
     const struct result_curve *curve = longest(lines);
     char size[SIZE_TEXT_SIZE];
+    double label = curve->x == FIGURE_BLOCK ? 0.14 : 0.07; /* of the axis */
+    double room =
+        label * log2(median(curve->cells[curve->n - 1], curve->x) / median(curve->cells[0], curve->x));
+    double last = -HUGE_VAL;
     fputs("set logscale x 2\nset xtics nomirror (", d->body);
     for (uint32_t i = 0; i < curve->n; i++) {
         double x = median(curve->cells[i], curve->x);
-        if (curve->x == FIGURE_BLOCK)
-            fprintf(d->body, "%s'%s' %.9g", i ? ", " : "", bytes_text(x, size), x);
+        bool fits = log2(x) - last >= room;
+        if (curve->x == FIGURE_CHUNK)
+            snprintf(size, sizeof(size), "%.0f", x);
         else
-            fprintf(d->body, "%s'%.0f' %.9g", i ? ", " : "", x, x);
+            bytes_text(x, size);
+        fprintf(d->body, "%s'%s' %.9g", i ? ", " : "", fits ? size : "", x);
+        last = fits ? log2(x) : last;
     }
     fprintf(d->body, ")\nset offsets graph 0.03, graph 0.03, 0, 0\nset yrange [0:%.9g]\n",
             1.12 * highest(lines, FIGURE_RATE) / (curve->x == FIGURE_BLOCK ? GB : 1.0));
@@ -501,7 +536,7 @@ static void put_powers_of_2(const struct drawing *d, const struct lines *lines)
 static const char *draw_chunks(const struct drawing *d, bool *no_memory)
 {
     static const enum result_figure same[] = {FIGURE_RAM, FIGURE_LIMIT};
-    char size[SIZE_TEXT_SIZE], drive[LABEL_SIZE], label[2 * LABEL_SIZE];
+    char size[SIZE_TEXT_SIZE], limit[RATE_TEXT_SIZE], label[LABEL_SIZE];
     bool several = has_several(d->group, FIGURE_LIMIT);
     struct lines lines;
     *no_memory = !lines_init(&lines, d->group, FIGURE_CHUNK, same, 2);
@@ -510,12 +545,15 @@ static const char *draw_chunks(const struct drawing *d, bool *no_memory)
     bool enough = lines.most_points > 1;
     if (enough) {
         put_powers_of_2(d, &lines);
-        fputs("set xlabel 'chunk, tokens'\nset ylabel 'tokens/s of the prompt'\nplot ", d->body);
+        fputs("set key samplen 1.5 font ',11'\nset xlabel 'chunk, tokens'\nset ylabel 'tokens/s of the "
+              "prompt'\nplot ",
+              d->body);
         for (uint32_t i = 0; i < lines.n; i++) {
             const struct result_cell *cell = lines.curves[i].cells[0];
             put_points(d, "speed", i, &lines.curves[i], 1.0, FIGURE_RATE, 1.0);
-            snprintf(label, sizeof(label), "RAM %s%s%s", bytes_text(median(cell, FIGURE_RAM), size),
-                     several ? "; " : "", several ? drive_text(cell, drive) : "");
+            snprintf(label, sizeof(label), "%s%s%s%s", several ? "" : "RAM ",
+                     bytes_text(median(cell, FIGURE_RAM), size), several ? "; " : "",
+                     several ? bench_limit_text(median(cell, FIGURE_LIMIT), limit) : "");
             put_curve(d, "speed", i, label);
         }
         fputs("NaN notitle\n", d->body);
@@ -530,13 +568,13 @@ static const char *draw_chunks(const struct drawing *d, bool *no_memory)
 /* The least depth, and with it the smallest reads, that come near the most. */
 static void put_saturation(const struct drawing *d)
 {
-    const struct result_cell *best = &d->group->cells[0], *end = best + d->group->n_cells;
+    const struct result_cell *best = &d->all->cells[0], *end = best + d->all->n_cells;
     char size[SIZE_TEXT_SIZE];
     for (const struct result_cell *cell = best; cell < end; cell++) {
         if (median(cell, FIGURE_RATE) > median(best, FIGURE_RATE))
             best = cell;
     }
-    const struct result_cell *least = d->group->cells; /* by depth, then size */
+    const struct result_cell *least = d->all->cells; /* by depth, then size */
     while (median(least, FIGURE_RATE) < 0.95 * median(best, FIGURE_RATE))
         least++;
     fprintf(d->caption, " 95 %% of the most (%.3g GB/s) come from a depth of %.0f with reads of %s on.",
@@ -581,13 +619,38 @@ static const struct plot_kind {
     enum result_kind kind;
     const char *name, *title;
     draw_fn *draw;
+    struct bench_thin_rule thin; /* curves: as many as have colours of their own */
 } plot_kinds[] = {
-    {RESULT_DECODE, "drive", "What the drive is worth: tokens/s against SSD throughput", draw_drive},
-    {RESULT_DECODE, "cache", "What RAM is worth: tokens/s and hit rate against cache size", draw_cache},
-    {RESULT_DECODE, "parts", "Where the time of a token goes", draw_parts},
-    {RESULT_PREFILL, "chunk", "Prompt tokens/s against chunk size", draw_chunks},
-    {RESULT_PREFILL, "parts", "Where the time of a prompt goes", draw_parts},
-    {RESULT_IO, "reads", "What the drive gives: throughput against read size and queue depth", draw_reads},
+    {RESULT_DECODE,
+     "drive",
+     "What the drive is worth: tokens/s against SSD throughput",
+     draw_drive,
+     {{FIGURE_RAM}, 1, N_STYLES, false}},
+    {RESULT_DECODE,
+     "cache",
+     "What RAM is worth: tokens/s and hit rate against cache size",
+     draw_cache,
+     {{FIGURE_LIMIT}, 1, N_STYLES, false}},
+    {RESULT_DECODE,
+     "parts",
+     "Where the time of a token goes",
+     draw_parts,
+     {{FIGURE_RAM, FIGURE_LIMIT}, 2, MAX_BARS, true}},
+    {RESULT_PREFILL,
+     "chunk",
+     "Prompt tokens/s against chunk size",
+     draw_chunks,
+     {{FIGURE_RAM, FIGURE_LIMIT}, 2, N_STYLES, false}},
+    {RESULT_PREFILL,
+     "parts",
+     "Where the time of a prompt goes",
+     draw_parts,
+     {{FIGURE_RAM, FIGURE_LIMIT, FIGURE_CHUNK}, 3, MAX_BARS, true}},
+    {RESULT_IO,
+     "reads",
+     "What the drive gives: throughput against read size and queue depth",
+     draw_reads,
+     {{FIGURE_DEPTH}, 1, N_STYLES, false}},
 };
 enum { N_PLOT_KINDS = sizeof(plot_kinds) / sizeof(plot_kinds[0]) };
 
@@ -661,15 +724,19 @@ static bool draw(struct bench_plot *plot, const struct plot_kind *kind, const st
 {
     char *data = NULL, *body = NULL;
     size_t sizes[3];
-    bool no_memory = true;
+    struct bench_thinned thinned;
+    bool no_memory = !bench_thin(&thinned, group, &kind->thin);
     *plot = (struct bench_plot){.title = kind->title};
     snprintf(plot->name, sizeof(plot->name), "%s-%u-%s", result_kind_name(group->kind), number, kind->name);
-    struct drawing d = {.group = group,
+    struct drawing d = {.group = &thinned.group,
+                        .all = group,
                         .data = open_memstream(&data, &sizes[0]),
                         .body = open_memstream(&body, &sizes[1]),
                         .caption = open_memstream(&plot->caption, &sizes[2])};
-    if (d.data && d.body && d.caption)
+    if (!no_memory && d.data && d.body && d.caption) {
         plot->missing = kind->draw(&d, &no_memory);
+        bench_thin_tell(d.caption, &thinned, &kind->thin);
+    }
     FILE *const streams[] = {d.data, d.body, d.caption};
     for (int i = 0; i < 3; i++)
         no_memory |= !streams[i] || fclose(streams[i]) != 0;
@@ -677,6 +744,7 @@ static bool draw(struct bench_plot *plot, const struct plot_kind *kind, const st
         no_memory = (plot->script = make_script(plot, group, data, body)) == NULL;
     free(data);
     free(body);
+    bench_thin_deinit(&thinned);
     if (no_memory)
         bench_plot_deinit(plot);
     return !no_memory;

@@ -54,7 +54,7 @@ static json_t *parts_json(const struct bench_record *r)
     return parts;
 }
 
-static json_t *machine_json(const struct machine_description *m)
+json_t *bench_machine_json(const struct machine_description *m)
 {
     return json_pack("{s:s, s:I, s:I, s:s, s:s}", "cpu", m->cpu, "cores", (json_int_t)m->cores, "memory",
                      (json_int_t)m->memory, "drive", m->drive, "kernel", m->kernel);
@@ -87,7 +87,7 @@ json_t *bench_record_json(const struct bench_record *r)
         number_or_null(r->drive_limit, limit_known), "drive_utilisation",
         number_or_null(share(drive, r->drive_limit), limit_known), "bound_tokens_per_s", bound, "of_bound",
         share(rate, bound), "cycles", r->cycles, "peak_rss", (json_int_t)r->peak_rss, "machine",
-        machine_json(&r->machine), "time", (json_int_t)r->time);
+        bench_machine_json(&r->machine), "time", (json_int_t)r->time);
     if (!object || !figures || json_object_update(object, figures) != 0) {
         json_decref(object);
         object = NULL;

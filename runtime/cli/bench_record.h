@@ -44,6 +44,8 @@ double bench_record_bound(const struct bench_record *record);
 /* Whether reading is the slower of the two. */
 bool bench_record_is_drive_bound(const struct bench_record *record);
 
+/* The object that all kinds of records have as "machine". NULL when memory runs out. */
+json_t *bench_machine_json(const struct machine_description *machine);
 /* NULL when memory runs out. */
 json_t *bench_record_json(const struct bench_record *record);
 /* One line with its newline, malloc'ed; NULL when memory runs out. */

@@ -1,5 +1,6 @@
 #include "runtime/cli/bench_replay.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdlib.h>
@@ -7,13 +8,19 @@
 
 #include "runtime/cli/cli.h"
 #include "runtime/size_text.h"
+#include "storage/fnv1a.h"
 
-bool bench_replay_open(struct bench_replay *replay, const char *path, bool one_by_one, struct ps_model *model,
+static const char *name_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+bool bench_replay_open(struct bench_replay *replay, const char *path, struct ps_model *model,
                        struct ps_model_params *params, int *exit_code)
 {
     struct ps_error err;
-    const char *slash = strrchr(path, '/');
-    *replay = (struct bench_replay){.name = slash ? slash + 1 : path};
+    *replay = (struct bench_replay){.name = name_of(path)};
     if (params->drop_below > 0.0f || params->substitute) {
         *exit_code = cli_error(
             CLI_USAGE, "--replay: --drop-below and --substitute go by the model's own router, which a "
@@ -25,13 +32,17 @@ bool bench_replay_open(struct bench_replay *replay, const char *path, bool one_b
         return false;
     }
     recorded_routing_get_facts(replay->routing, &replay->facts);
-    replay->predictions =
-        params->prefetch != PS_PREFETCH_OFF && one_by_one && replay->facts.n_tokens_predicted > 0;
-    if (!replay->predictions && params->prefetch != PS_PREFETCH_OFF) {
-        replay->prefetch_turned_off = true;
-        params->prefetch = PS_PREFETCH_OFF;
-    }
+    bench_replay_fit(replay, params);
     return true;
+}
+
+void bench_replay_fit(struct bench_replay *replay, struct ps_model_params *params)
+{
+    bool asked = params->prefetch != PS_PREFETCH_OFF, one_by_one = params->feed == 1 || params->chunk == 1;
+    replay->predictions = asked && one_by_one && replay->facts.n_tokens_predicted > 0;
+    replay->prefetch_turned_off = asked && !replay->predictions;
+    if (replay->prefetch_turned_off)
+        params->prefetch = PS_PREFETCH_OFF;
 }
 
 void bench_replay_close(struct bench_replay *replay)
@@ -61,30 +72,30 @@ static double mean_expert_bytes(const struct ps_model *model)
 }
 
 /* Sizes count: they are what is read. */
-static void print_sizes(const struct bench_replay *replay, const struct ps_model *model)
+static void print_sizes(FILE *out, const struct bench_replay *replay, const struct ps_model *model)
 {
     char text[2][SIZE_TEXT_SIZE];
     double own = mean_expert_bytes(model), recorded = replay->facts.expert_bytes;
     if (recorded > 0.0 && own > 0.0 && (own > 1.001 * recorded || recorded > 1.001 * own))
-        fprintf(stderr, " of %s on average (recorded: %s)", size_format((uint64_t)own, text[0]),
+        fprintf(out, " of %s on average (recorded: %s)", size_format((uint64_t)own, text[0]),
                 size_format((uint64_t)recorded, text[1]));
 }
 
-void bench_replay_print(const struct bench_replay *replay, struct ps_model *model)
+void bench_replay_print(FILE *out, const struct bench_replay *replay, struct ps_model *model)
 {
     const struct recorded_routing_facts *facts = &replay->facts;
-    fprintf(stderr, "replay of %s%s%s%s: replayed: experts%s", replay->name, facts->model[0] ? " (" : "",
+    fprintf(out, "replay of %s%s%s%s: replayed: experts%s", replay->name, facts->model[0] ? " (" : "",
             facts->model, facts->model[0] ? ")" : "", weighs(replay) ? ", weights" : "");
     if (replay->predictions)
-        fprintf(stderr, ", predictions of %" PRIu64, facts->n_tokens_predicted);
-    fprintf(stderr, " of %" PRIu64 " tokens", facts->n_tokens);
+        fprintf(out, ", predictions of %" PRIu64, facts->n_tokens_predicted);
+    fprintf(out, " of %" PRIu64 " tokens", facts->n_tokens);
     if (facts->n_unrecorded > 0)
-        fprintf(stderr, " (%" PRIu64 " of %" PRIu64 " layer visits were not recorded: no experts there)",
+        fprintf(out, " (%" PRIu64 " of %" PRIu64 " layer visits were not recorded: no experts there)",
                 facts->n_unrecorded, facts->n_choices);
-    fputs("; real: attention, router products, expert reads and computing", stderr);
-    print_sizes(replay, model);
-    fputs(replay->predictions ? ", the predictor's time" : "", stderr);
-    fprintf(stderr, "; %slogits mean nothing\n",
+    fputs("; real: attention, router products, expert reads and computing", out);
+    print_sizes(out, replay, model);
+    fputs(replay->predictions ? ", the predictor's time" : "", out);
+    fprintf(out, "; %slogits mean nothing\n",
             replay->prefetch_turned_off ? "prefetch is off: no predictions to replay; " : "");
 }
 
@@ -100,4 +111,28 @@ void bench_replay_write(FILE *out, const struct bench_replay *replay)
             weighs(replay) ? ", \"weights\"" : "", replay->predictions ? ", \"predictions\"" : "");
     free(text);
     json_decref(name);
+}
+
+enum ps_status bench_replay_identify(const char *path, char out[REPLAY_IDENTITY_SIZE], struct ps_error *err)
+{
+    char bytes[1 << 14];
+    uint64_t hash = FNV1A_START;
+    size_t n;
+    FILE *file = fopen(path, "re");
+    errno = file ? 0 : errno;
+    while (file && (n = fread(bytes, 1, sizeof(bytes), file)) > 0)
+        hash = fnv1a_add(hash, bytes, n);
+    bool failed = !file || ferror(file);
+    if (failed)
+        ps_error_set(err, PS_ERR_IO, "--replay: %s: %s", path, strerror(errno));
+    if (file)
+        fclose(file);
+    if (failed)
+        return PS_ERR_IO;
+    snprintf(out, REPLAY_IDENTITY_SIZE, "%.255s:%016" PRIx64, name_of(path), hash);
+    for (char *at = out; *at; at++) {
+        if (*at < ' ' || *at > '~')
+            *at = '?';
+    }
+    return PS_OK;
 }

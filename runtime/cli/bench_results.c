@@ -92,10 +92,11 @@ static char *model_setting(const json_t *record)
     const char *replay = text_of(record, "replay", "");
     char *text;
     int length =
-        asprintf(&text, "%.0f tokens, prefetch %s, queue depth %.0f, %.0f threads, cache policy %s%s%s",
+        asprintf(&text, "%s%s%s%.0f tokens, prefetch %s, queue depth %.0f, %.0f threads, cache policy %s",
+                 *replay ? "routing replayed from " : "", replay, *replay ? "; " : "",
                  fmax(number_of(record, "tokens"), 0.0), text_of(record, "prefetch", "?"),
                  fmax(number_of(record, "queue_depth"), 0.0), fmax(number_of(record, "threads"), 0.0),
-                 text_of(record, "policy", "?"), *replay ? "; routing replayed from " : "", replay);
+                 text_of(record, "policy", "?"));
     return length < 0 ? NULL : text;
 }
 

@@ -209,9 +209,7 @@ bool bench_run_open(struct bench_run *b, const struct bench_options *options,
                            exit_code))
         return false;
     struct ps_model_params *params = &model_options->params;
-    if (options->replay &&
-        !bench_replay_open(&b->replay, options->replay, params->feed == 1 || params->chunk == 1, b->m.model,
-                           params, exit_code))
+    if (options->replay && !bench_replay_open(&b->replay, options->replay, b->m.model, params, exit_code))
         return false;
     *exit_code = CLI_OK;
     return true;

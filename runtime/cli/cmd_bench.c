@@ -78,7 +78,7 @@ static int report(struct bench_run *b)
     int exit_code = CLI_OK;
     print_summary(&b->m, &b->times);
     if (b->m.replay)
-        bench_replay_print(b->m.replay, b->m.model);
+        bench_replay_print(stderr, b->m.replay, b->m.model);
     if (stats && !live_view_wanted(stats))
         exit_code = write_stats(&b->m, &b->times, stats);
     if (exit_code != CLI_OK || !bench_run_probe(b, &exit_code))

@@ -12,7 +12,7 @@
 #include "runtime/clock.h"
 #include "runtime/size_text.h"
 
-enum { DECODE_TOKENS = 64, PREFILL_TOKENS = 512, MAX_MODEL_FLAGS = 48, SETTINGS_SIZE = 512 };
+enum { DECODE_TOKENS = 64, PREFILL_TOKENS = 512, MAX_MODEL_FLAGS = 48, SETTINGS_SIZE = 768 };
 
 #define OPTION(field) offsetof(struct sweep_options, field)
 #define LIST(axis)    offsetof(struct sweep_options, lists[axis])
@@ -39,6 +39,7 @@ static const struct flag measurement_rows[] = {
     {"n", 'n', FLAG_U32, OPTION(n), "TOKENS", .help = "tokens per pass; auto: 64 to decode, 512 of a prompt",
      .max = 1 << 30, .words = own_n},
     {"tokens", 0, FLAG_STRING, OPTION(tokens), "greedy|random:SEED|FILE", .help = TOKEN_SOURCE_HELP},
+    {"replay", 0, FLAG_STRING, OPTION(replay), "TRACE", .help = REPLAY_HELP},
     {"repeat", 0, FLAG_U32, OPTION(repeat), "TIMES", .help = "rounds over all cells", .min = 1, .max = 1000},
     {"warm-up", 0, FLAG_U32, OPTION(warm_up), "TIMES", .help = "passes before the one that counts", .min = 0,
      .max = 1000},
@@ -56,6 +57,7 @@ static struct bench_options cell_bench(const struct sweep *s, const struct sweep
     enum bench_kind kind = (enum bench_kind)cell->values[AXIS_KIND];
     return (struct bench_options){.kind = kind,
                                   .tokens = o->tokens,
+                                  .replay = o->replay,
                                   .n = o->n > 0               ? o->n
                                        : kind == BENCH_DECODE ? DECODE_TOKENS
                                                               : PREFILL_TOKENS,
@@ -84,9 +86,10 @@ static void settings_text(const struct sweep *s, char out[SETTINGS_SIZE])
     snprintf(out, SETTINGS_SIZE,
              "n=%" PRIu32 " tokens=%.100s warm-up=%" PRIu32 " ctx=%" PRIu32
              " kv=%d activations=%d io=%d direct=%d cache-policy=%s cpu=%s top-k=%" PRIu32
-             " drop-below=%g substitute=%d",
+             " drop-below=%g substitute=%d%s%s",
              o->n, o->tokens, o->warm_up, p->ctx, p->kv, p->activations, p->io, p->direct, p->cache_policy,
-             p->cpu ? p->cpu : "best", p->top_k, (double)p->drop_below, p->substitute);
+             p->cpu ? p->cpu : "best", p->top_k, (double)p->drop_below, p->substitute,
+             s->replay_identity[0] ? " replay=" : "", s->replay_identity);
 }
 
 static struct sweep_result *result_of(const struct sweep *s, uint32_t repeat, uint32_t cell)
@@ -120,6 +123,15 @@ static uint32_t count_possible(const struct sweep *s)
 
 /* ---- budgets ---- */
 
+static void tell_replay(struct sweep *s, const struct bench_run *run)
+{
+    FILE *out = fmemopen(s->found->replay_text, sizeof(s->found->replay_text), "w");
+    if (!out)
+        return;
+    bench_replay_print(out, &run->replay, run->m.model);
+    fclose(out);
+}
+
 /* In a process of its own, as is all that opens the model: the memory of those that measure begins as small as any
  * command's. Finds which budgets are too small; the first error of another kind ends it. */
 static int survey(void *ctx)
@@ -142,12 +154,16 @@ static int survey(void *ctx)
             cell = sweep_grid_cell(&s->grid, at);
             model = cell_model(s, &cell);
             bench_fit_params(&options, &model.params);
+            if (options.replay)
+                bench_replay_fit(&run.replay, &model.params);
             enum ps_status status = ps_model_plan(run.m.model, &model.params, &plan, &err);
             if (status == PS_ERR_BUDGET)
                 s->minimum[at] = plan.minimum;
             else if (status != PS_OK)
                 exit_code = cli_status(&err);
         }
+        if (open && options.replay)
+            tell_replay(s, &run);
         bench_run_deinit(&run, CLI_FAILED);
     }
     return exit_code;
@@ -429,11 +445,14 @@ static int run_sweep(struct sweep *s)
     exit_code = child_process_run(survey, s, said);
     if (exit_code != CLI_OK)
         return cli_error(exit_code, "%s", said);
+    if (s->options->replay && bench_replay_identify(s->options->replay, s->replay_identity, &err) != PS_OK)
+        return cli_status(&err);
     if (!report_budgets(s, &exit_code))
         return exit_code;
     if (sweep_records_open(&s->records, s->options->directory, &err) != PS_OK ||
         sweep_records_each(&s->records, take_record, s, &err) != PS_OK)
         return cli_status(&err);
+    fputs(s->found->replay_text, stderr);
     visit_all(s, &exit_code);
     return finish(s, exit_code);
 }
@@ -486,7 +505,8 @@ int cmd_bench_sweep(int argc, char **argv)
             "  penstock bench sweep -m model.gguf --ram 6G --prefetch off,auto --queue-depth 4,16,64 -o "
             "depths\n"
             "  penstock bench sweep -m model.gguf --ram 6G --kind prefill --chunk 32,128,512 -n 1024 -o "
-            "chunks",
+            "chunks\n"
+            "  penstock bench sweep -m synthetic.gguf --ram 4G,8G --replay story.trace -n 128 -o replayed",
         .groups = groups};
     struct sweep s = {.options = &options, .model_options = &model_options, .records = {.fd = -1}};
     int exit_code;

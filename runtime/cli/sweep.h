@@ -10,6 +10,7 @@ struct sweep_options {
     const char *lists[SWEEP_N_AXES];
     uint32_t n; /* tokens; 0: each kind's own */
     const char *tokens;
+    const char *replay; /* as bench_options */
     uint32_t warm_up, repeat;
     float probe;
     uint64_t seed;
@@ -25,12 +26,14 @@ struct sweep_result {
 /* What the process that measures a cell leaves. */
 struct sweep_finding {
     struct bench_record record;
+    char replay_text[1024]; /* of the survey: what is replayed; "": nothing */
     uint64_t minimum; /* the cell's budget is too small, this is the smallest that works; 0: it is not */
 };
 
 struct sweep {
     const struct sweep_options *options;
-    const struct model_options *model_options; /* what the axes do not say */
+    const struct model_options *model_options;  /* what the axes do not say */
+    char replay_identity[REPLAY_IDENTITY_SIZE]; /* "": there is no replay */
     struct sweep_grid grid;
     struct sweep_records records;
     struct sweep_result *results; /* [repeat][n_cells] */

@@ -50,6 +50,7 @@ class OwnFile(harness.TestCase):
             self.assertEqual(cell["reads"] * cell["block_bytes"], cell["bytes_read"])
             self.assertGreater(cell["extents"], 0)
             self.assertEqual(len(cell["repeats"]), 1)
+            self.assertTrue(cell["machine"]["drive"])  # of a directory, too
             self.assertLessEqual(cell["p50_us"], cell["p99_us"])
         best = max(c["bytes_per_s"] for c in cells if c["pattern"] == "random")
         enough = [c for c in cells if c["pattern"] == "random" and c["bytes_per_s"] >= 0.97 * best]
@@ -121,6 +122,17 @@ class Model(harness.TestCase):
             self.assertLessEqual(cell["bytes_read"], cell["extents"] * cell["extent_bytes"])
         self.assertEqual(os.stat(path).st_mtime_ns, before)
         self.assertEqual(harness.read_bytes(path), harness.read_bytes(BUNDLED_MODEL))
+
+    def test_machine_and_time_are_those_of_other_records(self):
+        before = int(time.time())
+        cells = objects(self.ok("bench", "io", "-m", BUNDLED_MODEL, *self.FLAGS).text)[:-1]
+        decoding = ("bench", "decode", "-m", BUNDLED_MODEL, "-n", 1, "--probe", 0, "--json-lines", "-")
+        (record,) = objects(self.ok(*decoding).text)
+        self.assertEqual(set(record["machine"]), {"cpu", "cores", "memory", "drive", "kernel"})
+        self.assertTrue(record["machine"]["drive"])
+        for cell in cells:
+            self.assertEqual(cell["machine"], record["machine"])
+            self.assertTrue(before <= cell["time"] <= record["time"])
 
     def test_extents_of_any_size_instead(self):
         cells = objects(self.ok("bench", "io", "-m", BUNDLED_MODEL, "--extent", "128K", *self.FLAGS).text)

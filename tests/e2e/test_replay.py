@@ -219,6 +219,79 @@ class OwnRecording(Case):
         self.assertIn("logits mean nothing", lines[0])
 
 
+class Sweep(Case):
+    N = 40
+
+    def sweep(self, trace, ram, *flags):
+        # No warm-up: the cache is empty at first, as simulate's is.
+        return ("bench", "sweep", "-m", self.model, "--ram", ram, "--replay", trace, "-n", self.N, "--warm-up", 0, "--repeat", 1,
+                "--probe", 0, "--threads", 1, "-o", self.path("sweep"), *flags)  # fmt: skip
+
+    def records(self):
+        with open(self.path("sweep/records.jsonl"), encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    def alone(self, trace, like):
+        """The record of bench decode, and its slots, with a cache as large as that of a cell."""
+        lines, ram = self.path("alone.jsonl"), like["ram"]
+        for _ in range(20):
+            _, stats = self.statistics("bench", "decode", "-m", self.model, "--ram", ram, "--replay", trace, "-n", self.N, "--prefetch",
+                                       "off", "--probe", 0, "--threads", 1, "--json-lines", lines)  # fmt: skip
+            with open(lines, encoding="utf-8") as file:
+                record = json.loads(file.readlines()[-1])
+            if record["cycles"] == like["cycles"]:
+                return record, stats["slots"]
+            ram += int((like["cycles"] - record["cycles"]) * LAYERS * TOP_K * EXPERT_BYTES * 3 / 4)
+        raise AssertionError(f"no run had a cache of {like['cycles']} cycles")
+
+    def test_hits_are_those_of_bench_decode_and_simulate(self):
+        trace = self.write("t.trace", made_up(8))
+        least = harness.smallest_budget("bench", "decode", "-m", self.model, "-n", self.N, "--replay", trace)
+        rams = harness.comma_list([least + (5 << 20), least + (8 << 20)])
+        result = self.ok(*self.sweep(trace, rams, "--prefetch", "off,auto"))
+        said = [line for line in result.message.splitlines() if line.startswith("replay of t.trace (made up): ")]
+        self.assertEqual(len(said), 1, result.message)
+        self.assertIn("prefetch is off: no predictions to replay", said[0])
+        records = self.records()
+        self.assertEqual({(r["replay"], r["prefetch"]) for r in records}, {("t.trace", "off")})
+        self.assertEqual(len(records), 4)
+        if harness.is_slow():
+            return  # a sanitizer's memory differs from start to start, and with it the number of slots
+        for record in records:
+            with self.subTest(ram=record["ram"], cell=record["cell"]):
+                alone, slots = self.alone(trace, record)
+                self.assertEqual(record["hit_rate"], alone["hit_rate"])
+                self.assertTrue(0 < record["hit_rate"] < 1)
+                simulated = self.simulate(self.write("begin.trace", made_up(8, self.N)), record["policy"], slots)
+                self.assertAlmostEqual(record["hit_rate"], simulated["hit_rate"])
+
+    def test_recorded_predictions_are_replayed_where_they_are_asked_for(self):
+        trace = self.record("--tokens", "random:1", "-n", TOKENS)
+        self.ok(*self.sweep(trace, "1G", "--prefetch", "off,auto"))
+        self.assertEqual({(r["prefetch"], r["cell"].split("prefetch=")[1].split()[0]) for r in self.records()},
+                         {("off", "off"), ("auto", "auto")})  # fmt: skip
+
+    def test_sweeps_with_and_without_do_not_mix(self):
+        trace = self.write("t.trace", made_up(9))
+        self.ok(*self.sweep(trace, "1G"))
+        before = self.records()
+        self.ok(*self.sweep(trace, "1G"))
+        without = [word for word in self.sweep(trace, "1G") if word not in ("--replay", trace)]
+        self.assertIn("replay=t.trace", self.fails(*without, code=2))
+        os.mkdir(self.path("elsewhere"))
+        self.assertNotIn("[1/", self.ok(*self.sweep(harness.copy(trace, self.path("elsewhere/t.trace")), "1G")).message)
+        self.write("t.trace", made_up(10))  # the same name, another recording
+        self.assertIn("other settings", self.fails(*self.sweep(trace, "1G"), code=2))
+        self.assertEqual(self.records(), before)
+
+    def test_refusals_are_those_of_bench_decode(self):
+        trace = self.write("t.trace", made_up(1, experts=16))
+        self.assertIn("has 16 experts", self.fails(*self.sweep(trace, "1G"), code=2))
+        self.assertIn("none", self.fails(*self.sweep(self.path("none"), "1G")))
+        self.assertIn("logits of a replay", self.fails(*self.sweep(trace, "1G", "--tokens", "greedy"), code=2))
+        self.assertFalse(os.path.exists(self.path("sweep")))
+
+
 class Refusals(Case):
     def refused(self, trace, *flags, model=None, kind="decode"):
         return self.fails("bench", kind, "-m", model or self.model, "--replay", trace, *flags, code=2)

@@ -89,6 +89,7 @@ class Page(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.rows, self.notes, self.machines, self.ids, self.references, self.used = [], [], [], [], [], [], set()
+        self.captions = []
         self.feed(text)
         self.close()
         assert not self.open, self.open
@@ -102,6 +103,8 @@ class Page(html.parser.HTMLParser):
             self.rows[-1].append("")
         elif tag == "p":
             self.notes.append("")
+        elif tag == "figcaption":
+            self.captions.append("")
         elif tag == "li":
             self.machines.append("")
 
@@ -122,6 +125,8 @@ class Page(html.parser.HTMLParser):
             self.rows[-1][-1] += data
         elif self.open and self.open[-1] == "p":
             self.notes[-1] += data
+        elif "figcaption" in self.open:
+            self.captions[-1] += data
         elif self.open and self.open[-1] == "li":
             self.machines[-1] += data
 
@@ -263,6 +268,64 @@ class Report(Case):
         self.ok("bench", "report", folder)
         self.assertEqual(self.images(folder), {f"decode-{i}-{name}" for i in (1, 2) for name in ("drive", "cache", "parts")})
         self.assertEqual(len([row for row in self.page(folder).rows if "GiB" in row[0]]), 18)
+
+    def test_a_large_grid_is_thinned_and_what_is_drawn_is_said(self):
+        records = [
+            {**model_record("decode", 3 * GIB, 0, 1, 0.1 * (i + j)), "ram": (2 + i) * GIB, "cycles": 2 + i, "io_limit": j * 10**8,
+             "drive_limit_bytes_per_s": j * 1e8}
+            for i in range(1, 21)
+            for j in range(1, 10)
+        ]  # fmt: skip
+        folder = self.folder(records)
+        self.assertEqual(self.ok("bench", "report", folder).message, "")
+        page = self.page(folder)
+        self.assertEqual(len([row for row in page.rows if "GiB" in row[0]]), 180)  # the table has all
+        captions = "".join(page.captions)
+        for said in ("8 of 20 budgets.", "8 of 9 limits.", "7 of 20 budgets, 6 of 9 limits."):
+            self.assertIn("Drawn, for lack of room: " + said, captions)
+        scripts = {}
+        for name in ("drive", "cache", "parts"):
+            with open(os.path.join(folder, "plots", f"decode-1-{name}.gp"), encoding="utf-8") as file:
+                scripts[name] = file.read().split("set terminal png")[0]
+        drawn = re.findall(r"title 'RAM (\S+) GiB'", scripts["drive"])
+        self.assertEqual((len(drawn), drawn[0], drawn[-1]), (8, "3", "22"))  # the least and the most are
+        for name, curves in (("drive", 8), ("cache", 16)):
+            styles = re.findall(r"with yerrorlines lw 2 lc rgb '(\S+)' pt (\d+)", scripts[name])
+            self.assertEqual((len(styles), len(set(styles))), (curves, 8))  # no two of a panel look alike
+        self.assertEqual(len(self.data(folder, "decode-1-cache", "speed0")), 20)  # points of a curve all stay
+        blocks = re.findall(r"^\$bars\d+ << EOD\n(.*?)^EOD$", scripts["parts"], re.DOTALL | re.MULTILINE)
+        self.assertEqual([len(block.splitlines()) for block in blocks], [6] * 7)
+
+    def test_a_small_grid_is_drawn_whole(self):
+        folder = self.folder(decode_records() + prefill_records() + io_records())
+        self.ok("bench", "report", folder)
+        captions = self.page(folder).captions
+        self.assertEqual(len(captions), len(DIRECTORY))
+        self.assertEqual([caption for caption in captions if "Drawn" in caption], [])
+
+    def test_records_of_reads_say_their_machine(self):
+        other = {**MACHINE, "drive": "sda Slow"}
+        folder = self.folder([{**record, "machine": machine} for machine in (MACHINE, other) for record in io_records()])
+        self.ok("bench", "report", folder)
+        page = self.page(folder)
+        text = "Example CPU <9>, 4 cores, 16.0 GiB; drive: {}; Linux 6.1"
+        self.assertEqual(page.machines, [text.format(machine["drive"]) for machine in (MACHINE, other)])
+        sections = [note for note in page.notes if "extents of" in note]
+        self.assertEqual(len(sections), 4, page.notes)  # of two patterns
+        self.assertEqual(len([note for note in sections if "sda Slow" in note]), 2)
+
+    def test_replayed_records_have_their_own_section(self):
+        folder = self.folder(decode_records() + [{**record, "replay": "a.trace"} for record in decode_records()])
+        self.ok("bench", "report", folder)
+        self.assertEqual(self.images(folder), {f"decode-{i}-{name}" for i in (1, 2) for name in ("drive", "cache", "parts")})
+        page = self.page(folder)
+        self.assertEqual(len([row for row in page.rows if "GiB" in row[0]]), 18)
+        replayed = ["routing replayed from a.trace" in note for note in page.notes if "64 tokens" in note]
+        self.assertEqual(sorted(replayed), [False, True])
+        # What matters most is not what a long title is cut off at.
+        for i, said in enumerate(replayed, 1):
+            with open(os.path.join(folder, "plots", f"decode-{i}-drive.gp"), encoding="utf-8") as file:
+                self.assertEqual("routing replayed from a.trace" in file.read(), said)
 
     def test_what_was_not_measured_is_left_out_with_a_note(self):
         record = model_record("decode", 3 * GIB, 0, 1, rate(3 * GIB, 0), drive_limit_bytes_per_s=None, parts_s=None, compute_s=None)
