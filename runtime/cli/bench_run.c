@@ -13,8 +13,17 @@
 
 /* One pass from an empty context. */
 struct pass {
+    const int32_t *ids; /* [n]; NULL: greedy */
     double start, first_s, seconds;
 };
+
+/* Each pass is fed the next n, from the first again after the last whole n: a cache that has seen a pass would know the next one
+ * by heart if it were the same. */
+static const int32_t *pass_ids(const struct bench_run *b, uint32_t pass)
+{
+    const struct token_source *source = &b->source;
+    return source->ids ? source->ids + pass % (source->n / b->options->n) * b->options->n : NULL;
+}
 
 static enum ps_status decode_pass(struct bench_run *b, struct pass *pass, struct ps_error *err)
 {
@@ -23,7 +32,7 @@ static enum ps_status decode_pass(struct bench_run *b, struct pass *pass, struct
     enum ps_status status;
     int32_t next = 0;
     for (uint32_t i = 0; i < b->options->n; i++) {
-        int32_t token = b->source.ids ? b->source.ids[i] : next;
+        int32_t token = pass->ids ? pass->ids[i] : next;
         if ((status = ps_session_feed(session, &token, 1, err)) != PS_OK ||
             (status = ps_session_logits(session, 0, 1, b->logits, err)) != PS_OK ||
             (status = ps_sampler_pick(b->greedy, b->logits, n_vocab, &next, err)) != PS_OK)
@@ -41,7 +50,7 @@ static enum ps_status prefill_pass(struct bench_run *b, struct pass *pass, struc
 {
     struct ps_session *session = b->m.session;
     enum ps_status status;
-    if ((status = ps_session_feed(session, b->source.ids, b->options->n, err)) != PS_OK ||
+    if ((status = ps_session_feed(session, pass->ids, b->options->n, err)) != PS_OK ||
         (status = ps_session_logits(session, 0, 1, b->logits, err)) != PS_OK)
         return status;
     pass->seconds = pass->first_s = clock_seconds() - pass->start;
@@ -136,7 +145,7 @@ static enum ps_status run_passes(struct bench_run *b, struct ps_error *err)
             b->times = (struct run_times){0};
             b->start = clock_seconds();
         }
-        struct pass pass = {.start = clock_seconds()};
+        struct pass pass = {.ids = pass_ids(b, i), .start = clock_seconds()};
         enum ps_status status =
             o->kind == BENCH_DECODE ? decode_pass(b, &pass, err) : prefill_pass(b, &pass, err);
         if (status != PS_OK)
@@ -205,8 +214,9 @@ bool bench_run_open(struct bench_run *b, const struct bench_options *options,
         *exit_code = cli_status(&err);
         return false;
     }
-    if (!token_source_open(&b->source, options->tokens, options->n, ps_model_info(b->m.model)->n_vocab,
-                           exit_code))
+    uint32_t n_passes = options->warm_up + options->repeat;
+    if (!token_source_open(&b->source, options->tokens, options->n, n_passes,
+                           ps_model_info(b->m.model)->n_vocab, exit_code))
         return false;
     struct ps_model_params *params = &model_options->params;
     if (options->replay && !bench_replay_open(&b->replay, options->replay, b->m.model, params, exit_code))

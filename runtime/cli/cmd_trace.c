@@ -156,7 +156,7 @@ static bool read_input(struct recording *r, struct ps_model_params *params, int 
         *exit_code = cli_error(CLI_USAGE, "-n: %u tokens, the context holds 1 to %u", o->n, params->ctx);
         return false;
     }
-    return token_source_open(&r->source, o->tokens, o->n, info->n_vocab, exit_code);
+    return token_source_open(&r->source, o->tokens, o->n, 1, info->n_vocab, exit_code);
 }
 
 static int trace_model(const struct trace_options *options, struct model_options *model_options)

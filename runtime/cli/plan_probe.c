@@ -314,7 +314,7 @@ bool plan_probe_run(struct plan_probe *probe, struct ps_model *model, uint64_t r
     n = n > ENOUGH_TOKENS ? n : ENOUGH_TOKENS;
     cli_catch_interrupt();
     enum ps_status status = PS_ERR_ARGUMENT;
-    if (token_source_open(&d.source, "random:1", n, ps_model_info(model)->n_vocab, exit_code)) {
+    if (token_source_open(&d.source, "random:1", n, 1, ps_model_info(model)->n_vocab, exit_code)) {
         status = measure(&d, model, params, n, &err);
         show(&d, "%s", "");
         if (status != PS_OK)

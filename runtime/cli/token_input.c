@@ -64,17 +64,17 @@ bool prompt_fit_context(struct ps_model_params *params, const struct ps_model_in
     return false;
 }
 
-static bool random_ids(struct token_source *source, uint64_t seed, uint32_t n, uint32_t n_vocab)
+static bool random_ids(struct token_source *source, uint64_t seed, size_t n, uint32_t n_vocab)
 {
     source->ids = malloc(n * sizeof(*source->ids));
     source->n = n;
-    for (uint32_t i = 0; source->ids && i < n; i++)
+    for (size_t i = 0; source->ids && i < n; i++)
         source->ids[i] = (int32_t)(splitmix64(&seed) % n_vocab);
     return source->ids != NULL;
 }
 
-bool token_source_open(struct token_source *source, const char *text, uint32_t n, uint32_t n_vocab,
-                       int *exit_code)
+bool token_source_open(struct token_source *source, const char *text, uint32_t n, uint32_t n_passes,
+                       uint32_t n_vocab, int *exit_code)
 {
     *exit_code = CLI_FAILED;
     if (strcmp(text, "greedy") == 0)
@@ -86,7 +86,7 @@ bool token_source_open(struct token_source *source, const char *text, uint32_t n
             *exit_code = cli_error(CLI_USAGE, "--tokens: \"%s\": a number must follow \"random:\"", text);
             return false;
         }
-        if (!random_ids(source, seed, n, n_vocab))
+        if (!random_ids(source, seed, (size_t)n * n_passes, n_vocab))
             cli_error(CLI_FAILED, "--tokens: out of memory");
         return source->ids != NULL;
     }

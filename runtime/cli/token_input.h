@@ -31,10 +31,12 @@ struct token_source {
 #define TOKEN_SOURCE_HELP                                                                                    \
     "what is fed: the model's own choice (random weights\nthen fall into a loop, which flatters every "      \
     "cache),\n"                                                                                              \
-    "random ids (the fair, hard case), or ids from a file"
+    "random ids (the fair, hard case), or ids from a file. Each\npass is fed the next N, as far as there "   \
+    "are as many"
 
-/* text: "greedy", "random:SEED", or a file of at least n ids. False: the message is printed, *exit_code set. */
-bool token_source_open(struct token_source *source, const char *text, uint32_t n, uint32_t n_vocab,
-                       int *exit_code);
+/* text: "greedy"; "random:SEED", n ids for each of the passes; or a file of at least n ids, all of them. False: the message is
+ * printed, *exit_code set. */
+bool token_source_open(struct token_source *source, const char *text, uint32_t n, uint32_t n_passes,
+                       uint32_t n_vocab, int *exit_code);
 
 #endif

@@ -99,7 +99,7 @@ class Records(Case):
 
     def test_everything_in_memory_reads_nothing(self):
         path = self.path("records")
-        self.ok("bench", "decode", "-m", BUNDLED_MODEL, "-n", 6, "--warm-up", 1, "--prefetch", "off", "--ram", "1G", "--probe", 0,
+        self.ok("bench", "decode", "-m", BUNDLED_MODEL, "-n", 6, "--tokens", "greedy", "--warm-up", 1, "--prefetch", "off", "--ram", "1G", "--probe", 0,
                 "--json-lines", path)  # fmt: skip
         (record,) = read_lines(path)
         self.check_record(record)
