@@ -7,8 +7,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 sysroot=$PWD/build-aarch64-sysroot
-packages=(libpcre2-8-0 libpcre2-dev libjansson4 libjansson-dev libcmocka0 libcmocka-dev liburing2 liburing-dev)
-[ -e "$sysroot/complete" ] && exit 0
+packages=(libpcre2-8-0 libpcre2-dev libjansson4 libjansson-dev libcmocka0 libcmocka-dev liburing2 liburing-dev
+    libzstd1 libzstd-dev libxxhash0 libxxhash-dev)
+[ "$(cat "$sysroot/complete" 2>/dev/null)" = "${packages[*]}" ] && exit 0
 
 fail() {
     echo "aarch64-sysroot: $1" >&2
@@ -40,4 +41,4 @@ mkdir -p "$sysroot"
 for deb in "$state"/debs/*.deb; do
     dpkg-deb -x "$deb" "$sysroot"
 done
-touch "$sysroot/complete"
+echo "${packages[*]}" >"$sysroot/complete"

@@ -26,6 +26,8 @@ need pkg-config have_command pkg-config
 need libpcre2-dev have_library libpcre2-8
 need libjansson-dev have_library jansson
 need liburing-dev have_library liburing
+need libzstd-dev have_library libzstd
+need libxxhash-dev have_library libxxhash
 need libmimalloc-dev have_mimalloc
 need libcmocka-dev have_library cmocka
 if [ "${1:-}" = --tests ]; then
