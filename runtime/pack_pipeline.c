@@ -248,8 +248,7 @@ static enum ps_status cut_trunk(struct run *run, struct ps_error *err)
     for (uint32_t i = first; i < source->n_tensors; i++) {
         for (uint64_t at = 0; at < source->trunk_bytes[i]; at += PIECE_BYTES) {
             uint64_t left = source->trunk_bytes[i] - at;
-            run->pieces[n++] =
-                (struct piece){source->tensor_of[i], at, left < PIECE_BYTES ? left : PIECE_BYTES};
+            run->pieces[n++] = (struct piece){i, at, left < PIECE_BYTES ? left : PIECE_BYTES};
         }
     }
     return PS_OK;

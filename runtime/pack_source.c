@@ -32,11 +32,6 @@ static enum ps_status read_whole(const char *path, uint8_t *out, uint64_t bytes,
     return status;
 }
 
-static uint32_t tensor_index(const struct gguf *gguf, const char *name)
-{
-    return (uint32_t)(gguf_tensor_find(gguf, name) - gguf_tensor_at(gguf, 0));
-}
-
 static enum ps_status take_header(struct pack_source *source, const struct gguf *gguf, struct ps_error *err)
 {
     const char *path = gguf_file_path(gguf, 0);
@@ -52,8 +47,6 @@ static enum ps_status take_header(struct pack_source *source, const struct gguf 
         status = ps_error_set(err, PS_ERR_NOMEM, "%s: no memory for its header", path);
     else
         status = read_whole(path, source->header, source->header_bytes, err);
-    for (uint32_t i = 0; status == PS_OK && i < source->n_tensors; i++)
-        source->tensor_of[i] = tensor_index(gguf, header.tensors[i].name);
     gguf_header_deinit(&header);
     return status;
 }
@@ -80,7 +73,6 @@ static enum ps_status merge_header(struct pack_source *source, const struct gguf
     }
     for (uint32_t i = 0; i < source->n_tensors; i++) {
         const struct gguf_tensor *tensor = gguf_tensor_at(gguf, i);
-        source->tensor_of[i] = i;
         gguf_writer_add_tensor(writer, tensor->name, tensor->type, tensor->n_dims, tensor->dims);
     }
     status = gguf_writer_header(writer, &source->header, &source->header_bytes, err);
@@ -93,11 +85,10 @@ enum ps_status pack_source_init(struct pack_source *source, const struct ps_mode
 {
     const struct gguf *gguf = model->gguf;
     *source = (struct pack_source){.n_tensors = gguf_n_tensors(gguf), .n_paths = gguf_n_files(gguf)};
-    source->tensor_of = calloc(source->n_tensors + 1ul, sizeof(*source->tensor_of));
     source->trunk_bytes = calloc(source->n_tensors + 1ul, sizeof(*source->trunk_bytes));
     source->paths = calloc(source->n_paths, sizeof(*source->paths));
     enum ps_status status;
-    if (!source->tensor_of || !source->trunk_bytes || !source->paths)
+    if (!source->trunk_bytes || !source->paths)
         status = ps_error_set(err, PS_ERR_NOMEM, "%s: no memory", gguf_file_path(gguf, 0));
     else
         status = source->n_paths == 1 ? take_header(source, gguf, err) : merge_header(source, gguf, err);
@@ -110,9 +101,8 @@ enum ps_status pack_source_init(struct pack_source *source, const struct ps_mode
         source->bytes += gguf_file_size(gguf, i);
     }
     for (uint32_t i = 0; i < source->n_tensors; i++) {
-        uint32_t index = source->tensor_of[i];
-        if (!shard_map_owns_tensor(model->shards, index))
-            source->trunk_bytes[i] = gguf_tensor_at(gguf, index)->bytes;
+        if (!shard_map_owns_tensor(model->shards, i))
+            source->trunk_bytes[i] = gguf_tensor_at(gguf, i)->bytes;
     }
     return PS_OK;
 }
@@ -120,7 +110,6 @@ enum ps_status pack_source_init(struct pack_source *source, const struct ps_mode
 void pack_source_deinit(struct pack_source *source)
 {
     free(source->header);
-    free(source->tensor_of);
     free(source->trunk_bytes);
     free(source->paths);
     *source = (struct pack_source){0};

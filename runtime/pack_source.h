@@ -1,4 +1,4 @@
-/* What a container is made from: the header that it keeps of a GGUF, and the tensors in that header's order. */
+/* What a container is made from: the header that it keeps of a GGUF, and its tensors. */
 #ifndef PENSTOCK_RUNTIME_PACK_SOURCE_H
 #define PENSTOCK_RUNTIME_PACK_SOURCE_H
 
@@ -11,8 +11,7 @@ struct pack_source {
     uint8_t *header; /* up to where tensor data begins; owned */
     uint64_t header_bytes;
     uint32_t n_tensors;
-    uint32_t *tensor_of;   /* [n_tensors] index in the GGUF's directory, which is in file order; owned */
-    uint64_t *trunk_bytes; /* [n_tensors] 0: an expert's; owned */
+    uint64_t *trunk_bytes; /* [n_tensors] in the order of the directory; 0: an expert's; owned */
     const char **paths;    /* the GGUF's files; owned, the paths are not */
     uint32_t n_paths;
     uint64_t bytes; /* of all files */

@@ -35,7 +35,7 @@ struct pack_plan {
     const uint8_t *header; /* of the GGUF, up to where tensor data begins */
     uint64_t header_bytes;
     uint32_t n_tensors, n_layers, n_shards;
-    const uint64_t *trunk_bytes; /* [n_tensors] in the header's order; 0: an expert's */
+    const uint64_t *trunk_bytes; /* [n_tensors] in the order of the GGUF's directory; 0: an expert's */
     const uint32_t *order;       /* [n_shards] of extents in their files; dealt to the data files in turn */
 };
 
