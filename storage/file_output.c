@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 enum {
@@ -32,6 +33,31 @@ enum ps_status file_output_write(struct file_output *file, const void *data, siz
     return PS_OK;
 }
 
+enum ps_status file_output_reserve(struct file_output *file, uint64_t bytes, struct ps_error *err)
+{
+    struct statvfs room;
+    int failed;
+    do {
+        failed = fallocate(file->fd, 0, 0, (off_t)bytes);
+    } while (failed != 0 && errno == EINTR);
+    int reason = errno;
+    if (failed != 0 && (reason == ENOSPC || reason == EFBIG || reason == EDQUOT)) {
+        uint64_t has = reason == ENOSPC && fstatvfs(file->fd, &room) == 0
+                           ? (uint64_t)room.f_bavail * room.f_frsize
+                           : bytes;
+        if (has < bytes)
+            return ps_error_set(err, PS_ERR_IO,
+                                "%s: no room for %" PRIu64 " bytes: %" PRIu64 " are missing: %s", file->path,
+                                bytes, bytes - has, strerror(reason));
+        return ps_error_set(err, PS_ERR_IO, "%s: no room for %" PRIu64 " bytes: %s", file->path, bytes,
+                            strerror(reason));
+    }
+    if (failed != 0 && ftruncate(file->fd, (off_t)bytes) != 0)
+        return ps_error_set(err, PS_ERR_IO, "%s: cannot be extended to %" PRIu64 " bytes: %s", file->path,
+                            bytes, strerror(errno));
+    return PS_OK;
+}
+
 void file_output_push(struct file_output *file, uint64_t end)
 {
     if (end < file->pushed + WRITE_BEHIND)
@@ -43,6 +69,13 @@ void file_output_push(struct file_output *file, uint64_t end)
         posix_fadvise(file->fd, 0, (off_t)file->pushed, POSIX_FADV_DONTNEED);
     }
     file->pushed = end;
+}
+
+void file_output_push_all(struct file_output *file)
+{
+    sync_file_range(file->fd, 0, 0,
+                    SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+    posix_fadvise(file->fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
 enum ps_status file_output_sync(struct file_output *file, struct ps_error *err)

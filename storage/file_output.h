@@ -18,9 +18,14 @@ struct file_output {
 /* PS_ERR_IO names path and offset. */
 enum ps_status file_output_write(struct file_output *file, const void *data, size_t bytes, uint64_t offset,
                                  struct ps_error *err);
+/* Makes the file so long and reserves the room, where the filesystem can, so that a full disk shows now and not after an
+ * hour. What is not written reads as zeros. PS_ERR_IO, with what is missing. */
+enum ps_status file_output_reserve(struct file_output *file, uint64_t bytes, struct ps_error *err);
 /* All before `end` has been written: has the drive write it, and drops what it wrote before. Advice only; failures show
  * when the file is synced. */
 void file_output_push(struct file_output *file, uint64_t end);
+/* The same for files that are not written in order: all that was written so far. Waits for the drive. */
+void file_output_push_all(struct file_output *file);
 /* What was written so far is on the drive, also after a power failure, and out of the page cache. PS_ERR_IO. */
 enum ps_status file_output_sync(struct file_output *file, struct ps_error *err);
 /* Makes a new name last through a power failure, where the filesystem can. */

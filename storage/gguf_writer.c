@@ -419,22 +419,6 @@ static void build_header(struct gguf_writer *w, struct buffer *header)
     }
 }
 
-/* Reserves the disk space, so that a full disk shows now and not after an hour. */
-static enum ps_status reserve_space(struct gguf_writer *w, struct ps_error *err)
-{
-    int failed;
-    do {
-        failed = fallocate(w->file.fd, 0, 0, (off_t)w->file_bytes);
-    } while (failed != 0 && errno == EINTR);
-    if (failed != 0 && (errno == ENOSPC || errno == EFBIG || errno == EDQUOT))
-        return ps_error_set(err, PS_ERR_IO, "%s: no room for %" PRIu64 " bytes at offset 0: %s", w->temporary,
-                            w->file_bytes, strerror(errno));
-    if (failed != 0 && ftruncate(w->file.fd, (off_t)w->file_bytes) != 0)
-        return ps_error_set(err, PS_ERR_IO, "%s: cannot be extended to %" PRIu64 " bytes: %s", w->temporary,
-                            w->file_bytes, strerror(errno));
-    return PS_OK;
-}
-
 /* Checks what was given, builds the header, and sees where tensor data begins and where the file ends. */
 static enum ps_status complete_header(struct gguf_writer *w, struct buffer *header, uint64_t *data_start,
                                       struct ps_error *err)
@@ -475,7 +459,7 @@ enum ps_status gguf_writer_begin_data(struct gguf_writer *w, struct ps_error *er
     uint64_t data_start;
     enum ps_status status = complete_header(w, &header, &data_start, err);
     if (status == PS_OK)
-        status = reserve_space(w, err);
+        status = file_output_reserve(&w->file, w->file_bytes, err);
     if (status == PS_OK)
         status = file_output_write(&w->file, header.data, header.bytes, 0, err);
     if (status == PS_OK) {
