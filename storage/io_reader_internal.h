@@ -23,7 +23,7 @@ struct io_file {
 
 /* One system-level read of at most split_bytes, and its retries. */
 struct io_read {
-    struct io_job *job;
+    struct io_job *job; /* NULL: not in use */
     uint32_t file;
     enum io_priority priority; /* when it was issued */
     int fd;
@@ -69,7 +69,8 @@ struct io_reader {
     pthread_cond_t read_done;                   /* for io_reader_read */
     struct io_job_list queued[IO_N_PRIORITIES]; /* jobs not wholly issued */
     struct io_job_list finished;                /* waiting for done() */
-    struct io_read *reads;                      /* [allocated depth] */
+    struct io_read *reads;                      /* [n_reads] */
+    uint32_t n_reads;                           /* queue_depth before the backend lowered it */
     struct io_read *free_reads;
     struct io_read *retries;        /* waiting until due */
     uint32_t in_flight;             /* reads taken from free_reads */
