@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -20,7 +19,6 @@ enum {
     DEFAULT_SPLIT_BYTES = 512 << 10,
     MAX_QUEUE_DEPTH = 1024,
     MAX_SPLIT_BYTES = 1 << 30, /* Linux transfers at most 0x7ffff000 bytes per read */
-    THREAD_STACK = 128 << 10,
     NS_PER_MS = 1000000,
 };
 
@@ -387,21 +385,6 @@ void io_reader_deliver(struct io_reader *reader)
         pthread_mutex_lock(&reader->lock);
     }
     reader->delivering = false;
-}
-
-bool io_thread_start(pthread_t *thread, void *(*body)(void *), struct io_reader *reader)
-{
-    pthread_attr_t attr;
-    if (pthread_attr_init(&attr) != 0)
-        return false;
-    pthread_attr_setstacksize(&attr, THREAD_STACK);
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int rc = pthread_create(thread, &attr, body, reader);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attr);
-    return rc == 0;
 }
 
 /* ---- opening and closing ---- */

@@ -110,10 +110,5 @@ void io_read_drop_cached(const struct io_read *read);
 void io_reader_landed(struct io_reader *reader, struct io_read *read, int64_t result);
 /* Under the lock, which it drops around each call: runs the callbacks of finished jobs. */
 void io_reader_deliver(struct io_reader *reader);
-/* A thread with a small stack that takes none of the process's signals. False when there can be none. */
-bool io_thread_start(pthread_t *thread, void *(*body)(void *), struct io_reader *reader);
-enum {
-    IO_THREAD_MEMORY = 24 << 10
-}; /* bytes of a reader thread's stack that are touched, and its bookkeeping */
 
 #endif

@@ -333,6 +333,8 @@ static void locate(const struct layer *layer, uint32_t expert, struct shard_loca
             order[i] = order[i - 1];
         order[i] = part;
     }
+    out->packed = NULL;
+    out->hash = 0;
     out->n_ranges = 0;
     for (uint32_t i = 0; i < n; i++) {
         const struct file_extent *next = &extent[order[i]];

@@ -13,6 +13,7 @@
 
 #include "storage/gguf.h"
 #include "storage/io_reader.h"
+#include "storage/packed.h"
 #include "storage/shard_parts.h"
 #include "storage/status.h"
 
@@ -29,6 +30,8 @@ struct shard_location {
     uint32_t n_ranges;
     struct io_range ranges[SHARD_N_PARTS]; /* neighbours in the file are merged into one range */
     uint64_t part_offset[SHARD_N_PARTS];   /* bytes into the slot; UINT64_MAX when absent */
+    const struct packed_layout *packed;    /* of a container, whose shards have one range; NULL: a GGUF */
+    uint64_t hash;                         /* of that range */
 };
 
 struct shard_map;
