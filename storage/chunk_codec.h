@@ -19,7 +19,7 @@ enum chunk_codec {
     CHUNK_ZSTD = 1,       /* bytes as they are */
     CHUNK_ZSTD_BYTES = 2, /* all first bytes of the strides, all second ones, ... */
     CHUNK_ZSTD_FLOATS =
-        3, /* 16-bit words turned left by one bit, then as BYTES: the exponent of BF16 in one byte */
+        3, /* 16-bit words turned left by one bit, then as BYTES: the exponent in one byte; strides 2 and 4 */
     CHUNK_ZSTD_BITS = 4, /* bit planes of the stride's 16-bit words; strides are even */
     CHUNK_N_CODECS,
 };
