@@ -9,9 +9,11 @@
 #include "storage/io_reader.h"
 #include "storage/service_thread.h"
 
+enum { HASH_STATE_BYTES = 704 }; /* of XXH3_createState(): 576, aligned to 64, and malloc's own */
+
 /* How far a job is. It has one from when a thread first works at it until done(). */
 struct unpack_state {
-    XXH3_state_t hash;
+    XXH3_state_t *hash;
     uint64_t hashed;           /* bytes of the extent */
     uint64_t at;               /* bytes of the extent that the chunks so far took */
     struct packed_chunk chunk; /* the next one; bytes 0: there is none */
@@ -56,7 +58,7 @@ static uint64_t now_ns(void)
 
 static void state_init(struct unpack_state *state, const struct packed_layout *layout)
 {
-    XXH3_64bits_reset(&state->hash);
+    XXH3_64bits_reset(state->hash);
     state->hashed = state->at = 0;
     state->damaged = false;
     state->chunk = (struct packed_chunk){0};
@@ -70,7 +72,7 @@ static void hash_up_to(const struct unpack_job *job, uint64_t end, struct work_d
     if (!job->check || end == state->hashed)
         return;
     uint64_t start = now_ns();
-    XXH3_64bits_update(&state->hash, job->slot + job->stored_at + state->hashed, end - state->hashed);
+    XXH3_64bits_update(state->hash, job->slot + job->stored_at + state->hashed, end - state->hashed);
     state->hashed = end;
     did->check_ns += now_ns() - start;
 }
@@ -155,7 +157,7 @@ static enum unpack_outcome judge(const struct unpack_job *job)
         return UNPACK_CORRUPT;
     if (job->layout->compressed && job->stored_bytes - state->at >= IO_ALIGN)
         return UNPACK_CORRUPT;
-    return job->check && XXH3_64bits_digest(&state->hash) != job->hash ? UNPACK_CORRUPT : UNPACK_OK;
+    return job->check && XXH3_64bits_digest(state->hash) != job->hash ? UNPACK_CORRUPT : UNPACK_OK;
 }
 
 /* ---- threads ---- */
@@ -242,14 +244,16 @@ static void *worker_main(void *context)
 static bool states_init(struct unpacker *unpacker)
 {
     uint32_t n = unpacker->config.n_jobs;
-    unpacker->states = aligned_alloc(_Alignof(struct unpack_state), n * sizeof(*unpacker->states));
-    if (!unpacker->states)
-        return false;
-    for (uint32_t i = n; i-- > 0;) {
-        unpacker->states[i].next = unpacker->free_states;
-        unpacker->free_states = &unpacker->states[i];
+    unpacker->states = calloc(n, sizeof(*unpacker->states));
+    for (uint32_t i = 0; unpacker->states && i < n; i++) {
+        struct unpack_state *state = &unpacker->states[i];
+        state->hash = XXH3_createState();
+        if (!state->hash)
+            return false;
+        state->next = unpacker->free_states;
+        unpacker->free_states = state;
     }
-    return true;
+    return unpacker->states != NULL;
 }
 
 static bool workers_start(struct unpacker *unpacker)
@@ -298,6 +302,8 @@ void unpacker_free(struct unpacker *unpacker)
             pthread_join(unpacker->workers[i].thread, NULL);
         chunk_decoder_free(unpacker->workers[i].decoder);
     }
+    for (uint32_t i = 0; unpacker->states && i < unpacker->config.n_jobs; i++)
+        XXH3_freeState(unpacker->states[i].hash);
     free(unpacker->workers);
     free(unpacker->states);
     pthread_cond_destroy(&unpacker->work);
@@ -310,7 +316,7 @@ uint64_t unpacker_memory(const struct unpacker_config *config)
     uint64_t thread =
         sizeof(struct worker) + SERVICE_THREAD_MEMORY + (config->decodes ? chunk_decoder_memory() : 0);
     return sizeof(struct unpacker) + config->n_threads * thread +
-           config->n_jobs * sizeof(struct unpack_state);
+           config->n_jobs * (sizeof(struct unpack_state) + HASH_STATE_BYTES);
 }
 
 /* ---- what the reader says ---- */
