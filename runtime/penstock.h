@@ -45,6 +45,15 @@ enum ps_prefetch {
     PS_PREFETCH_OFF,
 };
 
+/* Of a packed container, which has a checksum for each expert and each tensor of the trunk. What is found damaged is read once
+ * more, then it is an error. A GGUF has none: only AUTO and OFF will do. */
+enum ps_verify {
+    PS_VERIFY_AUTO,   /* FIRST for a container, OFF for a GGUF */
+    PS_VERIFY_OFF,    /* */
+    PS_VERIFY_FIRST,  /* each is compared when it is read for the first time */
+    PS_VERIFY_ALWAYS, /* and each further time */
+};
+
 struct ps_plan;
 
 /* 0 and NULL mean: choose. */
@@ -60,6 +69,7 @@ struct ps_model_params {
     bool direct;              /* O_DIRECT where the filesystem allows it */
     uint32_t queue_depth;     /* reads in flight; 0: the default */
     uint64_t io_limit;        /* bytes/s ceiling on reads; 0: none */
+    enum ps_verify verify;    /* checksums */
     const char *cache_policy; /* a name of ps_cache_policy_at; NULL: the default */
     const char *cpu;          /* "scalar", "avx2", "avx512", "neon"; NULL: the best this machine has */
     enum ps_prefetch prefetch;
@@ -296,6 +306,11 @@ struct ps_stats {
     double predictor_s;        /* time spent predicting */
     /* Lossy modes: (token, layer, rank) choices in all, and those changed. */
     uint64_t choices, choices_trimmed, choices_dropped, choices_substituted;
+    /* Of a packed container. Checks of what load reads are counted up to the first reset. */
+    uint64_t checked;          /* experts and trunk tensors whose checksum was compared */
+    uint64_t reread_sound;     /* times that damaged bytes were sound when read again */
+    uint64_t bytes_unpacked;   /* of experts, made of compressed ones */
+    double check_s, unpack_s;  /* time of threads beside the computing ones */
     double stall_s;            /* compute waited for reads */
     double compute_s;          /* forward passes without the stalls */
     double part_s[PS_N_PARTS]; /* what compute_s consists of */

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <zstd.h>
 
+#include "storage/chunk_blocks.h"
 #include "storage/regroup.h"
 
 static const struct {
@@ -35,37 +36,64 @@ bool chunk_codec_takes(enum chunk_codec codec, uint32_t stride)
     return !CODECS[codec].regroups || regroup_takes(CODECS[codec].how, stride);
 }
 
-struct chunk_encoder {
-    ZSTD_CCtx *zstd;
-    uint8_t *packed; /* [packed_bytes]: zstd's output, which may be more than its input */
-    size_t packed_bytes;
-    uint8_t regrouped[CHUNK_BYTES];
+bool chunk_level_valid(int level)
+{
+    return level >= ZSTD_minCLevel() && level <= ZSTD_maxCLevel();
+}
+
+enum {
+    LITERALS_CODED = 1, /* ZSTD_ps_enable; before 1.5.1 it was ZSTD_lcm_huffman */
+    BLOCK_HEADER_BYTES = 3,
 };
 
-struct chunk_encoder *chunk_encoder_new(int level)
+struct chunk_encoder {
+    ZSTD_CCtx *matching; /* all that zstd has */
+    ZSTD_CCtx *coding;   /* only codes bytes, in blocks cut here */
+    size_t packed_bytes;
+    uint8_t *packed[2]; /* [packed_bytes]: what each made, which may be more than its input */
+    uint8_t regrouped[CHUNK_BYTES];
+    uint32_t ends[CHUNK_MAX_BLOCKS];
+    ZSTD_Sequence blocks[CHUNK_MAX_BLOCKS];
+};
+
+static ZSTD_CCtx *context_new(int level)
 {
-    static const struct {
+    const struct {
         ZSTD_cParameter parameter;
         int value;
-    } frame[] = {
+    } parameters[] = {
+        {ZSTD_c_compressionLevel, level},
         {ZSTD_c_format, ZSTD_f_zstd1_magicless},
         {ZSTD_c_contentSizeFlag, 0},
         {ZSTD_c_checksumFlag, 0},
         {ZSTD_c_dictIDFlag, 0},
-        /* Negative levels would store literals as they are, but they are all there is to compress. */
-        {ZSTD_c_literalCompressionMode, ZSTD_ps_enable},
+        {ZSTD_c_blockDelimiters, ZSTD_sf_explicitBlockDelimiters},
+        /* Negative levels would store literals as they are, but they are nearly all there is to compress. */
+        {ZSTD_c_literalCompressionMode, LITERALS_CODED},
+        /* In noise of few bits a byte, shorter matches are chance: they cost more than the literals and decode at half the rate. */
+        {ZSTD_c_minMatch, 7},
     };
+    ZSTD_CCtx *context = ZSTD_createCCtx();
+    for (size_t i = 0; context && i < sizeof(parameters) / sizeof(parameters[0]); i++) {
+        if (ZSTD_isError(ZSTD_CCtx_setParameter(context, parameters[i].parameter, parameters[i].value))) {
+            ZSTD_freeCCtx(context);
+            context = NULL;
+        }
+    }
+    return context;
+}
+
+struct chunk_encoder *chunk_encoder_new(int level)
+{
     struct chunk_encoder *encoder = calloc(1, sizeof(*encoder));
     if (!encoder)
         return NULL;
-    encoder->packed_bytes = ZSTD_compressBound(CHUNK_BYTES);
-    encoder->packed = malloc(encoder->packed_bytes);
-    encoder->zstd = ZSTD_createCCtx();
-    bool ok = encoder->packed && encoder->zstd &&
-              !ZSTD_isError(ZSTD_CCtx_setParameter(encoder->zstd, ZSTD_c_compressionLevel, level));
-    for (size_t i = 0; ok && i < sizeof(frame) / sizeof(frame[0]); i++)
-        ok = !ZSTD_isError(ZSTD_CCtx_setParameter(encoder->zstd, frame[i].parameter, frame[i].value));
-    if (ok)
+    encoder->packed_bytes = ZSTD_compressBound(CHUNK_BYTES) + CHUNK_MAX_BLOCKS * BLOCK_HEADER_BYTES;
+    encoder->packed[0] = malloc(encoder->packed_bytes);
+    encoder->packed[1] = malloc(encoder->packed_bytes);
+    encoder->matching = context_new(level);
+    encoder->coding = context_new(1);
+    if (encoder->packed[0] && encoder->packed[1] && encoder->matching && encoder->coding)
         return encoder;
     chunk_encoder_free(encoder);
     return NULL;
@@ -75,22 +103,46 @@ void chunk_encoder_free(struct chunk_encoder *encoder)
 {
     if (!encoder)
         return;
-    ZSTD_freeCCtx(encoder->zstd);
-    free(encoder->packed);
+    ZSTD_freeCCtx(encoder->matching);
+    ZSTD_freeCCtx(encoder->coding);
+    free(encoder->packed[0]);
+    free(encoder->packed[1]);
     free(encoder);
+}
+
+/* As zstd's error or bytes in packed[1]. */
+static size_t encode_blocks(struct chunk_encoder *encoder, const uint8_t *src, uint32_t bytes,
+                            uint32_t row_bytes)
+{
+    uint32_t n = chunk_blocks(src, bytes, row_bytes, encoder->ends);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t start = i > 0 ? encoder->ends[i - 1] : 0;
+        encoder->blocks[i] = (ZSTD_Sequence){.litLength = encoder->ends[i] - start};
+    }
+    return ZSTD_compressSequences(encoder->coding, encoder->packed[1], encoder->packed_bytes, encoder->blocks,
+                                  n, src, bytes);
 }
 
 uint32_t chunk_encode(struct chunk_encoder *encoder, enum chunk_codec codec, uint32_t stride,
                       const uint8_t *src, uint32_t bytes, uint8_t *dst)
 {
+    uint32_t row_bytes = bytes;
     if (CODECS[codec].regroups) {
         regroup(CODECS[codec].how, stride, src, bytes, encoder->regrouped);
         src = encoder->regrouped;
+        row_bytes = regroup_row_bytes(CODECS[codec].how, stride, bytes);
     }
-    size_t stored = ZSTD_compress2(encoder->zstd, encoder->packed, encoder->packed_bytes, src, bytes);
+    size_t stored = ZSTD_compress2(encoder->matching, encoder->packed[0], encoder->packed_bytes, src, bytes);
+    size_t coded = encode_blocks(encoder, src, bytes, row_bytes);
+    const uint8_t *best = encoder->packed[0];
+    /* Matches slow the decoder down: they have to save something. */
+    if (!ZSTD_isError(coded) && (ZSTD_isError(stored) || coded - coded / 64 <= stored)) {
+        best = encoder->packed[1];
+        stored = coded;
+    }
     if (ZSTD_isError(stored) || stored >= bytes)
         return 0;
-    memcpy(dst, encoder->packed, stored);
+    memcpy(dst, best, stored);
     return (uint32_t)stored;
 }
 

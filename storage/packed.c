@@ -492,6 +492,12 @@ bool packed_trunk_tensor(const struct packed *packed, uint32_t tensor, uint64_t 
     return *offset != 0;
 }
 
+bool packed_trunk_is_sound(const struct packed *packed, uint32_t tensor, const uint8_t *data, uint64_t bytes)
+{
+    uint64_t offset, hash;
+    return packed_trunk_tensor(packed, tensor, &offset, &hash) && XXH3_64bits(data, bytes) == hash;
+}
+
 uint32_t packed_n_layers(const struct packed *packed)
 {
     return packed->n_layers;

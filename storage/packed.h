@@ -119,6 +119,8 @@ bool packed_is_data(const struct packed *packed, uint32_t file, uint64_t offset,
 uint32_t packed_n_tensors(const struct packed *packed);
 /* tensor: index in the directory of gguf_open(). False: an expert's. */
 bool packed_trunk_tensor(const struct packed *packed, uint32_t tensor, uint64_t *offset, uint64_t *hash);
+/* Whether data is what the trunk tensor was. */
+bool packed_trunk_is_sound(const struct packed *packed, uint32_t tensor, const uint8_t *data, uint64_t bytes);
 uint32_t packed_n_layers(const struct packed *packed);
 const uint8_t *packed_layer_codecs(const struct packed *packed, uint32_t layer); /* [SHARD_N_PARTS] */
 uint32_t packed_n_shards(const struct packed *packed);

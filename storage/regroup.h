@@ -19,6 +19,8 @@ enum regrouping {
 };
 
 bool regroup_takes(enum regrouping how, uint32_t stride);
+/* Bytes that are alike: of a row of the matrix, or a bit plane; at least 1. */
+uint32_t regroup_row_bytes(enum regrouping how, uint32_t stride, uint32_t bytes);
 /* bytes: whole strides, of src and of dst. */
 void regroup(enum regrouping how, uint32_t stride, const uint8_t *restrict src, uint32_t bytes,
              uint8_t *restrict dst);

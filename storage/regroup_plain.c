@@ -16,6 +16,12 @@ bool regroup_takes(enum regrouping how, uint32_t stride)
     return false;
 }
 
+uint32_t regroup_row_bytes(enum regrouping how, uint32_t stride, uint32_t bytes)
+{
+    uint32_t n = bytes / stride, row = how == REGROUP_BITS ? n / 8 : n;
+    return row > 0 ? row : 1;
+}
+
 static uint16_t load_word(const uint8_t *p)
 {
     return (uint16_t)(p[0] | p[1] << 8);

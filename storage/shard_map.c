@@ -582,6 +582,11 @@ void shard_map_locate(const struct shard_map *map, uint32_t layer, uint32_t expe
         locate_parts(&map->layers[layer], expert, out);
 }
 
+uint64_t shard_map_part_offset(const struct shard_map *map, uint32_t layer, uint32_t expert, uint32_t part)
+{
+    return part_extent(&map->layers[layer], part, expert).offset;
+}
+
 bool shard_map_owns_tensor(const struct shard_map *map, uint32_t tensor_index)
 {
     return (map->owned[tensor_index / 8] >> tensor_index % 8) & 1;

@@ -54,6 +54,8 @@ uint32_t shard_map_shard_layer(const struct shard_map *map, uint32_t shard); /* 
 /* layer < n_layers, expert < n_experts of it. */
 void shard_map_locate(const struct shard_map *map, uint32_t layer, uint32_t expert,
                       struct shard_location *out);
+/* Where a part that is present begins in its file; of a container, in the GGUF that was packed. */
+uint64_t shard_map_part_offset(const struct shard_map *map, uint32_t layer, uint32_t expert, uint32_t part);
 /* Whether a tensor (by directory index) belongs to an expert; what is left is the trunk. */
 bool shard_map_owns_tensor(const struct shard_map *map, uint32_t tensor_index);
 
