@@ -214,9 +214,8 @@ enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_param
         (status = trunk_new(&model->trunk, model, model->plan.trunk_layers_resident, err)) != PS_OK ||
         (status = thread_choice_make(model, params->threads, err)) != PS_OK)
         return status;
-    const struct cache_policy *policy = cache_policy_find(model->params.cache_policy);
-    status = expert_cache_new(&model->cache, model->shards, model->reader, policy, PLAN_MIN_SLOTS,
-                              model->plan.cache, err);
+    const struct expert_cache_config config = plan_cache_config(&model->params);
+    status = expert_cache_new(&model->cache, model->shards, model->reader, &config, model->plan.cache, err);
     if (status != PS_OK)
         return status;
     if (model->plan.predictor > 0 && (status = predictor_new(&model->predictor, model, err)) != PS_OK)

@@ -18,11 +18,14 @@
 #include "storage/prefetch.h"
 #include "storage/shard_map.h"
 
+enum { GROUP_TENSORS = LT_COUNT > (int)GT_COUNT ? LT_COUNT : (int)GT_COUNT };
+
 /* Some trunk tensors of one group (the globals, or a layer) and where they lie in its buffer. */
 struct tensor_group {
     struct tensor_layout layout;
     uint32_t n;
-    uint32_t id[LT_COUNT > (int)GT_COUNT ? LT_COUNT : (int)GT_COUNT]; /* enum of layout.offset[i] */
+    uint32_t id[GROUP_TENSORS];     /* enum of layout.offset[i] */
+    uint32_t tensor[GROUP_TENSORS]; /* its index in the directory */
 };
 
 struct layer {

@@ -74,7 +74,6 @@ struct group_place {
     unsigned is;                   /* NEED_IN_* that hold for the layer */
     struct weight *weights;
     struct tensor_group *group;
-    uint32_t *indices; /* directory index of each tensor of the group */
 };
 
 static unsigned layer_kinds(const struct layer_hparams *l, bool moe)
@@ -135,7 +134,7 @@ static enum ps_status bind_rule(struct binding *binding, struct group_place *pla
         return PS_OK;
     }
     group->id[group->n] = rule->id;
-    place->indices[group->n++] = index;
+    group->tensor[group->n++] = index;
     return PS_OK;
 }
 
@@ -152,12 +151,8 @@ static enum ps_status bind_globals(struct binding *binding, struct ps_error *err
 {
     struct ps_model *model = binding->model;
     const struct arch *arch = model->arch;
-    uint32_t indices[GT_COUNT];
-    struct group_place place = {.prefix = "",
-                                .l = &model->hp.layer[0],
-                                .weights = model->global,
-                                .group = &model->global_group,
-                                .indices = indices};
+    struct group_place place = {
+        .prefix = "", .l = &model->hp.layer[0], .weights = model->global, .group = &model->global_group};
     enum ps_status status = PS_OK;
     for (uint32_t i = 0; status == PS_OK && i < N_GLOBAL_RULES; i++) {
         if (!has_rule(arch->global_rules, arch->n_global_rules, GLOBAL_RULES[i].id))
@@ -167,7 +162,8 @@ static enum ps_status bind_globals(struct binding *binding, struct ps_error *err
         status = bind_rule(binding, &place, &arch->global_rules[i], err);
     if (status != PS_OK)
         return status;
-    return tensor_layout_init(&model->global_group.layout, model->gguf, indices, model->global_group.n, err);
+    return tensor_layout_init(&model->global_group.layout, model->gguf, model->global_group.tensor,
+                              model->global_group.n, err);
 }
 
 /* q, k and v in one matrix or in three, where the family knows both. */
@@ -220,15 +216,13 @@ static enum ps_status bind_layer(struct binding *binding, uint32_t il, struct ps
 {
     struct ps_model *model = binding->model;
     struct layer *layer = &model->layers[il];
-    uint32_t indices[LT_COUNT];
     char prefix[24];
     snprintf(prefix, sizeof(prefix), "blk.%u.", il);
     struct group_place place = {.prefix = prefix,
                                 .l = &model->hp.layer[il],
                                 .is = layer_kinds(&model->hp.layer[il], layer->moe),
                                 .weights = layer->w,
-                                .group = &layer->group,
-                                .indices = indices};
+                                .group = &layer->group};
     enum ps_status status = PS_OK;
     for (uint32_t i = 0; status == PS_OK && i < model->arch->n_layer_rules; i++)
         status = bind_rule(binding, &place, &model->arch->layer_rules[i], err);
@@ -242,7 +236,7 @@ static enum ps_status bind_layer(struct binding *binding, uint32_t il, struct ps
         status = check_branches(model, layer, il, err);
     if (status != PS_OK)
         return status;
-    return tensor_layout_init(&layer->group.layout, model->gguf, indices, layer->group.n, err);
+    return tensor_layout_init(&layer->group.layout, model->gguf, layer->group.tensor, layer->group.n, err);
 }
 
 struct weight model_expert_weight(const struct ps_model *model, uint32_t layer, enum shard_part part)

@@ -61,12 +61,33 @@ enum ps_status plan_resolve_params(const struct ps_model *model, const struct ps
         return ps_error_set(err, PS_ERR_ARGUMENT, "cache policy: '%s' is unknown", r->cache_policy);
     if (!r->cpu)
         r->cpu = cpu_level_name(cpu_level_best());
+    bool checks = r->verify == PS_VERIFY_FIRST || r->verify == PS_VERIFY_ALWAYS;
+    if (checks && !gguf_packed(model->gguf))
+        return ps_error_set(
+            err, PS_ERR_ARGUMENT,
+            "--verify: %s is a GGUF, which has no checksums: leave the flag out, or `penstock "
+            "pack` it first",
+            gguf_file_path(model->gguf, 0));
+    if (r->verify == PS_VERIFY_AUTO)
+        r->verify = gguf_packed(model->gguf) ? PS_VERIFY_FIRST : PS_VERIFY_OFF;
     enum cpu_level level;
     if (!cpu_level_parse(r->cpu, &level) || !cpu_level_available(level))
         return ps_error_set(err, PS_ERR_ARGUMENT,
                             "--cpu: this machine has no %s: leave the flag out for %s, the best that it has",
                             r->cpu, cpu_level_name(cpu_level_best()));
     return PS_OK;
+}
+
+struct expert_cache_config plan_cache_config(const struct ps_model_params *r)
+{
+    enum { MOST_UNPACK_THREADS = 4 }; /* each has buffers of some hundred KiB */
+    static const enum expert_verify verify[] = {[PS_VERIFY_OFF] = EXPERT_VERIFY_OFF,
+                                                [PS_VERIFY_FIRST] = EXPERT_VERIFY_FIRST,
+                                                [PS_VERIFY_ALWAYS] = EXPERT_VERIFY_ALWAYS};
+    return (struct expert_cache_config){.policy = cache_policy_find(r->cache_policy),
+                                        .min_slots = PLAN_MIN_SLOTS,
+                                        .verify = verify[r->verify],
+                                        .unpack_threads = thread_choice_most(MOST_UNPACK_THREADS)};
 }
 
 /* What does not depend on how the rest is divided, for one chunk size. plan->process and io are set. */
@@ -157,9 +178,9 @@ static uint64_t predictor_share(const struct ps_model *model, const struct ps_mo
 enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_params *r,
                            struct ps_plan *plan, struct ps_error *err)
 {
-    const struct cache_policy *policy = cache_policy_find(r->cache_policy);
+    const struct expert_cache_config cache = plan_cache_config(r);
     struct expert_cache_size smallest;
-    expert_cache_min_size(model->shards, policy, PLAN_MIN_SLOTS, &smallest);
+    expert_cache_min_size(model->shards, &cache, &smallest);
     *plan = (struct ps_plan){.budget = r->ram, .ctx = r->ctx, .n_shards = shard_map_n_shards(model->shards)};
     plan->process =
         machine_rss_bytes() + PROCESS_GROWTH + (uint64_t)(r->threads + reader_threads(r)) * THREAD_STACK;
@@ -185,13 +206,14 @@ enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_p
     uint64_t left = r->ram - fixed - plan->trunk;
     plan->predictor = predictor_share(model, r, left, smallest_cache);
     left -= plan->predictor;
-    expert_cache_fit(model->shards, policy, PLAN_MIN_SLOTS, left, &size);
+    expert_cache_fit(model->shards, &cache, left, &size);
     plan->cache = size.arena_bytes + size.overhead_bytes;
     plan->slots = size.slots;
     plan->unused = left - plan->cache;
     if (model->info.token_cycle_bytes > 0) {
         plan->token_cycle_bytes = model->info.token_cycle_bytes / model->hp.n_expert_used * r->top_k;
-        plan->cycles = (double)size.arena_bytes / (double)plan->token_cycle_bytes;
+        uint64_t held = model->info.token_cycle_unpacked_bytes / model->hp.n_expert_used * r->top_k;
+        plan->cycles = (double)size.arena_bytes / (double)held;
     }
     return PS_OK;
 }

@@ -21,6 +21,7 @@ struct ps_session {
     double feed_s; /* time in forward passes since the last reset */
     double stall_base_s, predictor_base_s;
     struct io_reader_stats io_base;
+    struct trunk_stats trunk_base;
 };
 
 static const volatile sig_atomic_t NEVER = 0;
@@ -35,7 +36,7 @@ static double stall_seconds(const struct ps_session *session)
 {
     struct expert_cache_stats cache;
     expert_cache_get_stats(session->model->cache, &cache);
-    return cache.stall_s + trunk_stall_s(session->model->trunk);
+    return cache.stall_s + trunk_get_stats(session->model->trunk).stall_s;
 }
 
 enum ps_status ps_session_new(struct ps_session **out, struct ps_model *model, struct ps_error *err)
@@ -214,6 +215,7 @@ void ps_session_stats(const struct ps_session *session, struct ps_stats *stats)
     expert_cache_get_stats(model->cache, &cache);
     io_reader_get_stats(model->reader, &io);
     double stall = stall_seconds(session) - session->stall_base_s;
+    struct trunk_stats trunk = trunk_get_stats(model->trunk);
     *stats = (struct ps_stats){
         .expert_hits = cache.hits,
         .expert_late = cache.late,
@@ -232,6 +234,11 @@ void ps_session_stats(const struct ps_session *session, struct ps_stats *stats)
         .choices_trimmed = session->forward.lossy.trimmed,
         .choices_dropped = session->forward.lossy.dropped,
         .choices_substituted = session->forward.lossy.substituted,
+        .checked = cache.checked + trunk.checked - session->trunk_base.checked,
+        .reread_sound = cache.reread_sound + trunk.reread_sound - session->trunk_base.reread_sound,
+        .bytes_unpacked = cache.bytes_unpacked,
+        .check_s = cache.check_s + trunk.check_s - session->trunk_base.check_s,
+        .unpack_s = cache.unpack_s,
         .stall_s = stall,
         .compute_s = session->feed_s > stall ? session->feed_s - stall : 0.0,
         .peak_rss_bytes = machine_peak_rss_bytes(),
@@ -255,6 +262,7 @@ void ps_session_reset_stats(struct ps_session *session)
 {
     expert_cache_reset_stats(session->model->cache);
     io_reader_get_stats(session->model->reader, &session->io_base);
+    session->trunk_base = trunk_get_stats(session->model->trunk);
     session->stall_base_s = 0.0;
     session->stall_base_s = stall_seconds(session);
     session->predictor_base_s = predict_seconds(session);

@@ -1,14 +1,13 @@
 /* Writes a synthetic model at the drive's speed: threads generate pieces of tensors and take turns to write them, so
  * that some generate while one waits for the drive. */
-#include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "kernels/thread_pool.h"
 #include "runtime/synth_model.h"
+#include "storage/file_output.h"
 #include "storage/gguf_writer.h"
 
 enum {
@@ -209,28 +208,11 @@ static enum ps_status write_data(struct writer *writer, struct ps_error *err)
 
 /* ---- the file ---- */
 
-static enum ps_status check_target(const struct synth_write_params *params, struct ps_error *err)
-{
-    struct stat st;
-    if (stat(params->path, &st) != 0) {
-        if (errno == ENOENT)
-            return PS_OK;
-        return ps_error_set(err, PS_ERR_IO, "%s: %s", params->path, strerror(errno));
-    }
-    if (!S_ISREG(st.st_mode))
-        return ps_error_set(err, PS_ERR_ARGUMENT, "%s: is not a regular file: choose another name",
-                            params->path);
-    if (!params->overwrite)
-        return ps_error_set(err, PS_ERR_ARGUMENT,
-                            "%s: exists: choose another name, or overwrite it with --force", params->path);
-    return PS_OK;
-}
-
 enum ps_status synth_write(const struct synth_model *model, const struct synth_write_params *params,
                            struct ps_error *err)
 {
     struct writer writer = {.model = model, .params = params};
-    enum ps_status status = check_target(params, err);
+    enum ps_status status = file_output_check_target(params->path, params->overwrite, err);
     if (status != PS_OK)
         return status;
     status = gguf_writer_new(&writer.file, params->path, 0, err);

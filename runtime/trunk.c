@@ -13,8 +13,9 @@ enum { N_BUFFERS = 2, NO_LAYER = UINT32_MAX };
 struct load {
     struct io_job job;
     struct trunk *trunk;
+    const struct tensor_group *group;
     bool pending; /* under trunk->lock */
-    uint64_t bytes;
+    bool checked; /* what it brought, against its checksums */
 };
 
 struct trunk {
@@ -28,7 +29,9 @@ struct trunk {
     struct load stream[N_BUFFERS];
     pthread_mutex_t lock;
     pthread_cond_t landed;
-    double stall_s;
+    const struct packed *packed; /* NULL: nothing is checked */
+    bool *sound;                 /* [layers] of a container: its checksums were right */
+    struct trunk_stats stats;
 };
 
 static uint64_t largest_layer(const struct ps_model *model, uint32_t first)
@@ -73,12 +76,12 @@ static void on_landed(struct io_job *job)
     pthread_mutex_unlock(&trunk->lock);
 }
 
-static void start_load(struct trunk *trunk, struct load *load, const struct tensor_layout *layout,
+static void start_load(struct trunk *trunk, struct load *load, const struct tensor_group *group,
                        uint8_t *buffer)
 {
-    *load = (struct load){.trunk = trunk, .pending = true, .bytes = layout->bytes};
-    load->job = (struct io_job){.ranges = layout->ranges,
-                                .n_ranges = layout->n_ranges,
+    *load = (struct load){.trunk = trunk, .group = group, .pending = true};
+    load->job = (struct io_job){.ranges = group->layout.ranges,
+                                .n_ranges = group->layout.n_ranges,
                                 .priority = IO_DEMAND,
                                 .buffer = buffer,
                                 .done = on_landed,
@@ -95,10 +98,49 @@ static enum ps_status wait_load(struct trunk *trunk, struct load *load, struct p
     return io_reader_job_error(trunk->model->reader, &load->job, err);
 }
 
+/* The first tensor of a group (index in it) whose checksum differs, group->n when none does. */
+static uint32_t find_damaged(struct trunk *trunk, const struct load *load)
+{
+    const struct tensor_group *group = load->group;
+    double start = clock_seconds();
+    uint32_t i = 0;
+    for (; i < group->n; i++) {
+        const struct gguf_tensor *tensor = gguf_tensor_at(trunk->model->gguf, group->tensor[i]);
+        trunk->stats.checked++;
+        if (!packed_trunk_is_sound(trunk->packed, group->tensor[i],
+                                   load->job.buffer + group->layout.offset[i], tensor->bytes))
+            break;
+    }
+    trunk->stats.check_s += clock_seconds() - start;
+    return i;
+}
+
+/* Checks what a load brought; what is damaged is read once more. */
+static enum ps_status check_load(struct trunk *trunk, struct load *load, struct ps_error *err)
+{
+    const struct tensor_group *group = load->group;
+    if (find_damaged(trunk, load) == group->n)
+        return PS_OK;
+    start_load(trunk, load, group, load->job.buffer);
+    enum ps_status status = wait_load(trunk, load, err);
+    if (status != PS_OK)
+        return status;
+    uint32_t bad = find_damaged(trunk, load);
+    if (bad < group->n) {
+        const struct gguf_tensor *tensor = gguf_tensor_at(trunk->model->gguf, group->tensor[bad]);
+        return ps_error_set(err, PS_ERR_FORMAT,
+                            "%s: %s: tensor at offset %llu: checksum differs: the file is damaged",
+                            tensor->name, gguf_file_path(trunk->model->gguf, tensor->file),
+                            (unsigned long long)tensor->offset);
+    }
+    trunk->stats.reread_sound++;
+    return PS_OK;
+}
+
 static void start_stream(struct trunk *trunk, uint32_t slot, uint32_t layer)
 {
     trunk->buffer_layer[slot] = layer;
-    start_load(trunk, &trunk->stream[slot], &trunk->model->layers[layer].group.layout, trunk->buffer[slot]);
+    start_load(trunk, &trunk->stream[slot], &trunk->model->layers[layer].group, trunk->buffer[slot]);
 }
 
 /* Reads everything that stays; all reads are queued at once, so that the drive never waits for us. */
@@ -111,7 +153,7 @@ static enum ps_status read_resident(struct trunk *trunk, struct ps_error *err)
     for (uint32_t i = 0; i <= trunk->resident; i++) {
         const struct tensor_group *group = i == 0 ? &model->global_group : &model->layers[i - 1].group;
         bind_group(group, i == 0 ? model->global : model->layers[i - 1].w, at);
-        start_load(trunk, &trunk->loads[i], &group->layout, at);
+        start_load(trunk, &trunk->loads[i], group, at);
         at += group->layout.bytes;
         total += group->layout.bytes;
     }
@@ -120,8 +162,10 @@ static enum ps_status read_resident(struct trunk *trunk, struct ps_error *err)
     for (uint32_t i = 0; i <= trunk->resident; i++) {
         struct ps_error *first_err = status == PS_OK ? err : NULL;
         enum ps_status loaded = wait_load(trunk, &trunk->loads[i], first_err);
+        if (status == PS_OK && loaded == PS_OK && trunk->packed)
+            loaded = check_load(trunk, &trunk->loads[i], first_err);
         status = status == PS_OK ? loaded : status;
-        done += trunk->loads[i].bytes;
+        done += trunk->loads[i].group->layout.bytes;
         if (params->progress)
             params->progress(params->progress_ctx, done, total);
     }
@@ -143,9 +187,11 @@ enum ps_status trunk_new(struct trunk **out, struct ps_model *model, uint32_t re
     trunk->memory_bytes = trunk_memory(model, resident);
     trunk->memory = mapping_new(trunk->memory_bytes);
     trunk->loads = calloc(resident + 1u, sizeof(*trunk->loads));
+    trunk->sound = calloc(model->hp.n_layers + 1u, sizeof(*trunk->sound));
+    trunk->packed = model->params.verify == PS_VERIFY_OFF ? NULL : gguf_packed(model->gguf);
     for (uint32_t i = 0; i < N_BUFFERS; i++)
         trunk->buffer_layer[i] = NO_LAYER;
-    if (!trunk->memory || !trunk->loads) {
+    if (!trunk->memory || !trunk->loads || !trunk->sound) {
         trunk_free(trunk);
         return ps_error_set(err, PS_ERR_NOMEM, "trunk: cannot map %llu bytes",
                             (unsigned long long)trunk->memory_bytes);
@@ -176,10 +222,22 @@ void trunk_free(struct trunk *trunk)
             wait_load(trunk, &trunk->stream[i], NULL);
     }
     free(trunk->loads);
+    free(trunk->sound);
     mapping_free(trunk->memory, trunk->memory_bytes);
     pthread_cond_destroy(&trunk->landed);
     pthread_mutex_destroy(&trunk->lock);
     free(trunk);
+}
+
+static enum ps_status check_streamed(struct trunk *trunk, struct load *load, uint32_t layer,
+                                     struct ps_error *err)
+{
+    bool always = trunk->model->params.verify == PS_VERIFY_ALWAYS;
+    if (!trunk->packed || load->checked || (trunk->sound[layer] && !always))
+        return PS_OK;
+    enum ps_status status = check_load(trunk, load, err);
+    load->checked = trunk->sound[layer] = status == PS_OK;
+    return status;
 }
 
 static uint32_t find_buffer(const struct trunk *trunk, uint32_t layer)
@@ -203,7 +261,9 @@ enum ps_status trunk_begin_layer(struct trunk *trunk, uint32_t layer, struct ps_
         start_stream(trunk, slot, layer);
     }
     enum ps_status status = wait_load(trunk, &trunk->stream[slot], err);
-    trunk->stall_s += clock_seconds() - start;
+    trunk->stats.stall_s += clock_seconds() - start;
+    if (status == PS_OK)
+        status = check_streamed(trunk, &trunk->stream[slot], layer, err);
     if (status != PS_OK) {
         trunk->buffer_layer[slot] = NO_LAYER; /* read again by the next pass */
         return status;
@@ -222,7 +282,7 @@ void trunk_end_layer(struct trunk *trunk, uint32_t layer)
         start_stream(trunk, find_buffer(trunk, layer), next);
 }
 
-double trunk_stall_s(const struct trunk *trunk)
+struct trunk_stats trunk_get_stats(const struct trunk *trunk)
 {
-    return trunk->stall_s;
+    return trunk->stats;
 }

@@ -15,13 +15,22 @@ uint64_t trunk_memory(const struct ps_model *model, uint32_t resident);
 /* Bytes that each pass then reads: of the layers that are not kept, none where the staging buffers hold them all. */
 uint64_t trunk_streamed(const struct ps_model *model, uint32_t resident);
 
-/* Reads the globals and the first `resident` layers; progress as in ps_model_params. The model's reader must exist. */
+/* Reads the globals and the first `resident` layers; progress as in ps_model_params. The model's reader must exist. Of a
+ * container, checksums are compared as params.verify says; what is damaged twice is PS_ERR_FORMAT, naming tensor, file and
+ * offset. */
 enum ps_status trunk_new(struct trunk **out, struct ps_model *model, uint32_t resident, struct ps_error *err);
 void trunk_free(struct trunk *trunk); /* waits for reads in flight; NULL is fine */
 
 /* Makes a layer's weights valid until the matching end; waits for its read if it is streamed. */
 enum ps_status trunk_begin_layer(struct trunk *trunk, uint32_t layer, struct ps_error *err);
 void trunk_end_layer(struct trunk *trunk, uint32_t layer);
-double trunk_stall_s(const struct trunk *trunk); /* time begin_layer has waited */
+
+struct trunk_stats {
+    double stall_s;        /* time begin_layer has waited */
+    uint64_t checked;      /* tensors of a container whose checksum was compared */
+    uint64_t reread_sound; /* groups of them that were damaged when read first, and not when read again */
+    double check_s;
+};
+struct trunk_stats trunk_get_stats(const struct trunk *trunk); /* since new() */
 
 #endif

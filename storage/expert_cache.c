@@ -1,6 +1,6 @@
 /* The expert cache: slots, the reads that fill them, and the walk over one layer's set of experts.
  *
- * All decisions are made on the caller's thread; the reader's thread only reports that a slot's read has landed, so
+ * All decisions are made on the caller's thread; threads of reader and unpacker only report that a slot is loaded, so
  * the lock is held for a few instructions and never while the policy runs or a read is submitted. */
 #include "storage/expert_cache.h"
 
@@ -97,13 +97,13 @@ static bool tables_init(struct expert_cache *cache)
 }
 
 enum ps_status expert_cache_new(struct expert_cache **out, const struct shard_map *map,
-                                struct io_reader *reader, const struct cache_policy *policy,
-                                uint32_t min_slots, uint64_t bytes, struct ps_error *err)
+                                struct io_reader *reader, const struct expert_cache_config *config,
+                                uint64_t bytes, struct ps_error *err)
 {
     *out = NULL;
     struct expert_cache_plan plan;
     struct expert_cache_size size;
-    bool fits = expert_cache_plan_make(&plan, map, policy, min_slots, bytes);
+    bool fits = expert_cache_plan_make(&plan, map, config, bytes);
     expert_cache_plan_size(&plan, &size);
     if (!fits)
         return ps_error_set(
@@ -121,7 +121,8 @@ enum ps_status expert_cache_new(struct expert_cache **out, const struct shard_ma
     pthread_cond_init(&cache->landed, NULL);
     if (size.arena_bytes > 0)
         cache->arena = mapping_new(size.arena_bytes);
-    if ((size.arena_bytes > 0 && !cache->arena) || !tables_init(cache) || !pools_init(cache)) {
+    if ((size.arena_bytes > 0 && !cache->arena) || !tables_init(cache) || !pools_init(cache) ||
+        !expert_cache_unpack_init(cache)) {
         expert_cache_free(cache);
         return ps_error_set(err, PS_ERR_NOMEM, "expert cache: out of memory: %llu bytes asked",
                             (unsigned long long)(size.arena_bytes + size.overhead_bytes));
@@ -145,6 +146,7 @@ void expert_cache_free(struct expert_cache *cache)
         return;
     expert_cache_stop_ahead(cache);
     wait_for_reads(cache);
+    expert_cache_unpack_deinit(cache);
     for (uint32_t p = 0; p < cache->plan.n_pools; p++)
         if (cache->pools[p].policy_state)
             cache->plan.policy->destroy(cache->pools[p].policy_state);
@@ -224,21 +226,26 @@ struct expert_slot *expert_cache_take_slot(struct expert_cache *cache, uint32_t 
     return slot;
 }
 
-/* On the reader's thread. */
+void expert_cache_end_loading(struct expert_cache *cache, struct expert_slot *slot, bool ok)
+{
+    if (slot->wanted && !ok && slot->job.status != PS_ERR_CANCELLED && cache->failed_slot == NONE)
+        cache->failed_slot = expert_cache_slot_index(cache, slot);
+    if (slot->ahead == AHEAD_WARM)
+        cache->stats.bytes_warm += slot->job.bytes;
+    slot->state = ok ? SLOT_READY : SLOT_FAILED;
+    uint32_t *count = slot->wanted ? &cache->n_loading : &cache->n_ahead;
+    --*count;
+    slot->wanted = false;
+    pthread_cond_signal(&cache->landed);
+}
+
+/* On the reader's thread, where nothing is left to do but to read. */
 static void read_landed(struct io_job *job)
 {
     struct expert_cache *cache = job->owner;
     struct expert_slot *slot = (struct expert_slot *)((char *)job - offsetof(struct expert_slot, job));
     pthread_mutex_lock(&cache->lock);
-    if (slot->wanted && job->status != PS_OK && job->status != PS_ERR_CANCELLED && cache->failed_slot == NONE)
-        cache->failed_slot = expert_cache_slot_index(cache, slot);
-    if (slot->ahead == AHEAD_WARM)
-        cache->stats.bytes_warm += job->bytes;
-    slot->state = job->status == PS_OK ? SLOT_READY : SLOT_FAILED;
-    uint32_t *count = slot->wanted ? &cache->n_loading : &cache->n_ahead;
-    --*count;
-    slot->wanted = false;
-    pthread_cond_signal(&cache->landed);
+    expert_cache_end_loading(cache, slot, job->status == PS_OK);
     pthread_mutex_unlock(&cache->lock);
 }
 
@@ -252,7 +259,7 @@ void expert_cache_start_read(struct expert_cache *cache, struct expert_slot *slo
     slot->ahead = AHEAD_NONE;
     if (priority != IO_DEMAND)
         slot->ahead = priority == IO_SPECULATIVE ? AHEAD_HELD : AHEAD_WARM;
-    slot->cancelled = false;
+    slot->cancelled = slot->reread = slot->damaged = false;
     cache->slot_of[slot->shard] = expert_cache_slot_index(cache, slot);
     struct expert_pool *pool = &cache->pools[place->pool];
     cache->plan.policy->inserted(pool->policy_state, slot->shard - pool->first_shard);
@@ -269,6 +276,8 @@ void expert_cache_start_read(struct expert_cache *cache, struct expert_slot *slo
         .owner = cache,
     };
     pthread_mutex_lock(&cache->lock);
+    if (location.packed && cache->unpacker)
+        expert_cache_unpack_begin(cache, slot, &location);
     slot->state = SLOT_LOADING;
     slot->wanted = priority == IO_DEMAND;
     if (slot->wanted)
@@ -448,7 +457,8 @@ static enum ps_status set_error(const struct expert_cache *cache, const struct e
     if (cache->failed_slot != NONE) {
         const struct expert_slot *slot = &cache->slots[cache->failed_slot];
         struct ps_error cause;
-        enum ps_status status = io_reader_job_error(cache->reader, &slot->job, &cause);
+        enum ps_status status = slot->damaged ? expert_cache_damage(cache, slot, &cause)
+                                              : io_reader_job_error(cache->reader, &slot->job, &cause);
         return ps_error_set(err, status, "layer %u, expert %u: %s", set->layer,
                             slot->shard - cache->layers[set->layer].first_shard, cause.message);
     }
@@ -485,6 +495,7 @@ void expert_cache_get_stats(struct expert_cache *cache, struct expert_cache_stat
 {
     pthread_mutex_lock(&cache->lock);
     *stats = cache->stats;
+    expert_cache_unpack_stats(cache, stats);
     pthread_mutex_unlock(&cache->lock);
 }
 
@@ -492,6 +503,8 @@ void expert_cache_reset_stats(struct expert_cache *cache)
 {
     pthread_mutex_lock(&cache->lock);
     cache->stats = (struct expert_cache_stats){0};
+    if (cache->unpacker)
+        unpacker_get_stats(cache->unpacker, &cache->unpacker_base);
     pthread_mutex_unlock(&cache->lock);
 }
 

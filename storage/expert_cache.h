@@ -25,28 +25,37 @@
 
 struct expert_cache;
 
+enum expert_verify { EXPERT_VERIFY_OFF, EXPERT_VERIFY_FIRST, EXPERT_VERIFY_ALWAYS };
+
+struct expert_cache_config {
+    const struct cache_policy *policy;
+    uint32_t min_slots;        /* in every pool, at least; 0: one */
+    enum expert_verify verify; /* of a container: which reads have their checksum compared */
+    uint32_t unpack_threads;   /* most threads that check and unpack; 0: one */
+};
+
 /* What the arena and the bookkeeping would be for a budget; the memory plan uses it before anything is allocated. */
 struct expert_cache_size {
     uint64_t arena_bytes;    /* slots, whole pages */
-    uint64_t overhead_bytes; /* tables, policy state, jobs */
+    uint64_t overhead_bytes; /* tables, policy state, jobs, what unpacking takes */
     uint32_t slots;          /* over all pools */
 };
 
 /* Smallest working cache: min_slots slots in every pool. */
-void expert_cache_min_size(const struct shard_map *map, const struct cache_policy *policy, uint32_t min_slots,
+void expert_cache_min_size(const struct shard_map *map, const struct expert_cache_config *config,
                            struct expert_cache_size *out);
 /* Largest cache with arena + overhead <= bytes; no more slots than shards; every pool holds about the same share of
  * its shards. False: even the minimum, which out then holds, does not fit. */
-bool expert_cache_fit(const struct shard_map *map, const struct cache_policy *policy, uint32_t min_slots,
-                      uint64_t bytes, struct expert_cache_size *out);
+bool expert_cache_fit(const struct shard_map *map, const struct expert_cache_config *config, uint64_t bytes,
+                      struct expert_cache_size *out);
 /* The pool of a layer that has experts; pool 0 has the largest slots. */
 uint32_t expert_cache_layer_pool(const struct shard_map *map, uint32_t layer);
 
 /* bytes: as for expert_cache_fit. map and reader are borrowed and must outlive the cache. A map without shards is
  * fine: the cache is then empty. PS_ERR_BUDGET, PS_ERR_NOMEM. */
 enum ps_status expert_cache_new(struct expert_cache **out, const struct shard_map *map,
-                                struct io_reader *reader, const struct cache_policy *policy,
-                                uint32_t min_slots, uint64_t bytes, struct ps_error *err);
+                                struct io_reader *reader, const struct expert_cache_config *config,
+                                uint64_t bytes, struct ps_error *err);
 void expert_cache_free(struct expert_cache *cache); /* waits for reads in flight; NULL is fine */
 
 /* One expert in memory; borrowed (its slot is pinned) until released. */
@@ -77,7 +86,8 @@ uint32_t expert_set_next(struct expert_cache *cache, struct expert_set *set, str
 void expert_set_release(struct expert_cache *cache, struct expert_set *set, const struct expert_view *views,
                         uint32_t n);
 /* Ends the walk at any point: cancels reads not yet issued, waits for the others, unpins what is left. Returns the
- * first failure of the walk: a read that failed for good, naming expert, file and offset; PS_ERR_ARGUMENT when next()
+ * first failure of the walk: a read that failed for good, or an extent that was found damaged twice (PS_ERR_FORMAT), naming
+ * expert, file and offset; PS_ERR_ARGUMENT when next()
  * could hand out nothing because the caller held every slot. A failed shard's slot is empty again; the cache stays
  * usable. */
 enum ps_status expert_set_end(struct expert_cache *cache, struct expert_set *set, struct ps_error *err);
@@ -120,6 +130,12 @@ struct expert_cache_stats {
     uint64_t withdrawn;  /* reads ahead taken back before anything was issued */
     uint64_t evictions;  /* shards that left to make room */
     double stall_s;      /* time next() blocked with nothing ready */
+    /* Of a container. */
+    uint64_t checked;        /* extents whose checksum was compared */
+    uint64_t reread_sound;   /* damaged when read first, and not when read again */
+    uint64_t bytes_unpacked; /* made of compressed extents */
+    double check_s;          /* time of unpacking threads, */
+    double unpack_s;         /* likewise */
 };
 void expert_cache_get_stats(struct expert_cache *cache, struct expert_cache_stats *stats);
 void expert_cache_reset_stats(struct expert_cache *cache);

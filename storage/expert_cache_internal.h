@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 
 #include "storage/expert_cache.h"
+#include "storage/unpacker.h"
 
 enum { EXPERT_CACHE_MAX_POOLS = 8 };
 
@@ -26,12 +27,16 @@ struct expert_cache_plan {
     uint32_t max_experts; /* of any layer */
     uint32_t n_pools;
     struct expert_pool_plan pools[EXPERT_CACHE_MAX_POOLS]; /* largest slots first */
+    enum expert_verify verify;
+    bool unpacks;                    /* some read is checked or unpacked */
+    struct unpacker_config unpacker; /* if so; n_jobs is what the slots make it */
 };
 
 /* False: bytes do not hold min_slots slots in every pool, which the plan then has. */
 bool expert_cache_plan_make(struct expert_cache_plan *plan, const struct shard_map *map,
-                            const struct cache_policy *policy, uint32_t min_slots, uint64_t bytes);
+                            const struct expert_cache_config *config, uint64_t bytes);
 void expert_cache_plan_size(const struct expert_cache_plan *plan, struct expert_cache_size *out);
+uint64_t expert_cache_verified_bytes(const struct expert_cache_plan *plan);
 uint32_t expert_cache_plan_pool(const struct expert_cache_plan *plan,
                                 uint64_t slot_bytes); /* its size class */
 /* layer_first: see struct cache_policy_shape; NULL will do for memory(). */
@@ -40,7 +45,7 @@ struct cache_policy_shape expert_cache_plan_shape(const struct expert_cache_plan
 
 enum expert_slot_state {
     SLOT_EMPTY,
-    SLOT_LOADING,
+    SLOT_LOADING, /* being read, checked, unpacked, and if it was damaged read once more */
     SLOT_READY,
     SLOT_FAILED, /* holds the outcome of its read until the set ends, or until it is collected */
 };
@@ -64,11 +69,13 @@ struct expert_slot {
     uint32_t shard;          /* pool order */
     uint32_t next_free;      /* in the pool's list of empty slots */
     uint32_t layer;          /* of the shard */
-    atomic_uchar state;      /* enum expert_slot_state; the reader's thread ends LOADING, under the lock */
+    atomic_uchar state;      /* enum expert_slot_state; another thread ends LOADING, under the lock */
     atomic_uchar ahead;      /* enum expert_ahead */
     bool pinned;             /* the set needs it: loading, or handed out, or about to be */
     bool wanted;             /* loading, and the set waits for it; under the lock */
     bool cancelled;          /* loading, but what was not issued of it was taken back */
+    bool reread;             /* it was damaged when it was read first; under the lock */
+    bool damaged;            /* FAILED because of that, not because of the read */
 };
 
 struct expert_pool {
@@ -101,14 +108,19 @@ struct expert_cache {
     uint32_t held
         [EXPERT_CACHE_MAX_HELD]; /* slots read ahead whose layer has not begun, or still landing after it */
     uint32_t n_held;
+    struct unpacker *unpacker; /* NULL: nothing is checked or unpacked */
+    struct unpack_job *unpack; /* [size.slots] */
 
-    /* The rest, and the state of loading slots, is shared with the reader's thread. All above is the caller's. */
+    /* The rest, and the state of loading slots, is shared with threads of reader and unpacker. All above is the caller's. Under
+     * this lock the reader's and the unpacker's may be taken, never the other way round. */
     pthread_mutex_t lock;
     pthread_cond_t landed;
     uint32_t n_loading;   /* reads that the set waits for */
     uint32_t n_ahead;     /* other reads */
     uint32_t failed_slot; /* first read of the set that failed */
     struct expert_cache_stats stats;
+    uint8_t *verified;                   /* a bit per shard whose checksum was right; NULL: not noted */
+    struct unpacker_stats unpacker_base; /* at the last reset */
 };
 
 /* ---- expert_cache.c ---- */
@@ -120,6 +132,23 @@ struct expert_slot *expert_cache_take_slot(struct expert_cache *cache, uint32_t 
 void expert_cache_leave_slot(struct expert_cache *cache, struct expert_slot *slot);
 void expert_cache_start_read(struct expert_cache *cache, struct expert_slot *slot, uint32_t layer,
                              uint32_t expert, enum io_priority priority);
+
+/* Ends LOADING; under the lock, on the thread that did the last of it. */
+void expert_cache_end_loading(struct expert_cache *cache, struct expert_slot *slot, bool ok);
+
+/* ---- expert_cache_unpack.c ---- */
+
+bool expert_cache_unpack_init(struct expert_cache *cache);   /* false: no memory */
+void expert_cache_unpack_deinit(struct expert_cache *cache); /* nothing is loading */
+/* Where what is about to be read is to be checked or unpacked, lets the slot's job report to the unpacker. There is one; under
+ * the lock. */
+void expert_cache_unpack_begin(struct expert_cache *cache, struct expert_slot *slot,
+                               const struct shard_location *location);
+/* Why the slot is SLOT_FAILED and damaged. */
+enum ps_status expert_cache_damage(const struct expert_cache *cache, const struct expert_slot *slot,
+                                   struct ps_error *err);
+void expert_cache_unpack_stats(struct expert_cache *cache,
+                               struct expert_cache_stats *stats); /* adds its own */
 
 /* ---- expert_cache_ahead.c ---- */
 

@@ -57,15 +57,36 @@ static void count_shards(struct expert_cache_plan *plan, const struct shard_map 
         if (layer->n_experts == 0)
             continue;
         struct expert_pool_plan *pool = &plan->pools[expert_cache_plan_pool(plan, layer->slot_bytes)];
-        uint32_t n_ranges = 0;
-        for (uint32_t part = 0; part < SHARD_N_PARTS; part++)
+        struct shard_location location;
+        shard_map_locate(map, l, 0, &location);
+        uint32_t n_ranges = location.packed ? 1 : 0;
+        for (uint32_t part = 0; !location.packed && part < SHARD_N_PARTS; part++)
             n_ranges += layer->slice[part].present;
+        if (location.packed) {
+            plan->unpacks = plan->unpacks || location.packed->compressed || plan->verify != EXPERT_VERIFY_OFF;
+            plan->unpacker.decodes = plan->unpacker.decodes || location.packed->compressed;
+        }
         if (n_ranges > pool->max_ranges)
             pool->max_ranges = n_ranges;
         if (layer->n_experts > plan->max_experts)
             plan->max_experts = layer->n_experts;
         pool->n_shards += layer->n_experts;
     }
+}
+
+/* One thread hashes faster than most drives read. */
+static void choose_threads(struct expert_cache_plan *plan, const struct expert_cache_config *config)
+{
+    enum { ENOUGH_TO_CHECK = 2 };
+    uint32_t n = config->unpack_threads > 0 ? config->unpack_threads : 1;
+    if (!plan->unpacker.decodes && n > ENOUGH_TO_CHECK)
+        n = ENOUGH_TO_CHECK;
+    plan->unpacker.n_threads = n;
+}
+
+uint64_t expert_cache_verified_bytes(const struct expert_cache_plan *plan)
+{
+    return plan->n_shards / 8 + UINT64_C(1);
 }
 
 struct cache_policy_shape expert_cache_plan_shape(const struct expert_cache_plan *plan, uint32_t pool,
@@ -89,6 +110,13 @@ void expert_cache_plan_size(const struct expert_cache_plan *plan, struct expert_
         out->slots += pool->n_slots;
         out->arena_bytes += pool->n_slots * pool->slot_bytes;
         out->overhead_bytes += pool->n_slots * slot_overhead + plan->policy->memory(&shape);
+    }
+    if (plan->unpacks) {
+        struct unpacker_config config = plan->unpacker;
+        config.n_jobs = out->slots;
+        out->overhead_bytes += unpacker_memory(&config) + out->slots * sizeof(struct unpack_job);
+        if (plan->verify == EXPERT_VERIFY_FIRST)
+            out->overhead_bytes += expert_cache_verified_bytes(plan);
     }
 }
 
@@ -116,15 +144,18 @@ static struct expert_pool_plan *pool_to_grow(struct expert_cache_plan *plan)
 }
 
 bool expert_cache_plan_make(struct expert_cache_plan *plan, const struct shard_map *map,
-                            const struct cache_policy *policy, uint32_t min_slots, uint64_t bytes)
+                            const struct expert_cache_config *config, uint64_t bytes)
 {
-    *plan = (struct expert_cache_plan){
-        .policy = policy, .n_layers = shard_map_n_layers(map), .n_shards = shard_map_n_shards(map)};
+    *plan = (struct expert_cache_plan){.policy = config->policy,
+                                       .n_layers = shard_map_n_layers(map),
+                                       .n_shards = shard_map_n_shards(map),
+                                       .verify = config->verify};
     find_pools(plan, map);
     count_shards(plan, map);
+    choose_threads(plan, config);
     for (uint32_t p = 0; p < plan->n_pools; p++) {
         struct expert_pool_plan *pool = &plan->pools[p];
-        uint32_t least = min_slots > 0 ? min_slots : 1;
+        uint32_t least = config->min_slots > 0 ? config->min_slots : 1;
         pool->n_slots = least < pool->n_shards ? least : pool->n_shards;
     }
     if (!plan_fits(plan, bytes))
@@ -140,19 +171,19 @@ bool expert_cache_plan_make(struct expert_cache_plan *plan, const struct shard_m
     return true;
 }
 
-void expert_cache_min_size(const struct shard_map *map, const struct cache_policy *policy, uint32_t min_slots,
+void expert_cache_min_size(const struct shard_map *map, const struct expert_cache_config *config,
                            struct expert_cache_size *out)
 {
     struct expert_cache_plan plan;
-    expert_cache_plan_make(&plan, map, policy, min_slots, 0);
+    expert_cache_plan_make(&plan, map, config, 0);
     expert_cache_plan_size(&plan, out);
 }
 
-bool expert_cache_fit(const struct shard_map *map, const struct cache_policy *policy, uint32_t min_slots,
-                      uint64_t bytes, struct expert_cache_size *out)
+bool expert_cache_fit(const struct shard_map *map, const struct expert_cache_config *config, uint64_t bytes,
+                      struct expert_cache_size *out)
 {
     struct expert_cache_plan plan;
-    bool fits = expert_cache_plan_make(&plan, map, policy, min_slots, bytes);
+    bool fits = expert_cache_plan_make(&plan, map, config, bytes);
     expert_cache_plan_size(&plan, out);
     return fits;
 }

@@ -11,6 +11,7 @@
 
 #include "storage/gguf_header.h"
 #include "storage/name_table.h"
+#include "storage/packed.h"
 
 enum { MAX_PARTS = 99999 }; /* five digits in a part's name */
 
@@ -22,6 +23,8 @@ struct gguf {
     struct gguf_tensor *tensors; /* all parts' in file order; owned */
     struct name_table keys;      /* of the first part */
     struct name_table names;     /* of tensors */
+    struct packed *packed;       /* NULL: a GGUF; owned. Of a container, n_files is 1 here: one header */
+    uint64_t *unpacked_offset;   /* [n_tensors] of a container; owned */
 };
 
 static struct gguf_string key_at(const void *items, uint32_t index)
@@ -194,8 +197,29 @@ static enum ps_status adopt_single(struct gguf *gguf, const char *path, struct g
     return PS_OK;
 }
 
+static enum ps_status read_container(struct gguf *gguf, const char *path, struct ps_error *err)
+{
+    enum ps_status status = packed_open(&gguf->packed, path, err);
+    if (status != PS_OK)
+        return status;
+    struct gguf_header header;
+    struct name_table keys = {0};
+    uint64_t offset, bytes;
+    packed_gguf_header(gguf->packed, &offset, &bytes);
+    status = gguf_header_read_packed(&header, path, offset, bytes, err);
+    if (status == PS_OK)
+        status = index_keys(&keys, &header, path, err);
+    if (status == PS_OK)
+        status = adopt_single(gguf, path, &header, &keys, err);
+    name_table_deinit(&keys);
+    gguf_header_deinit(&header);
+    return status;
+}
+
 static enum ps_status read_files(struct gguf *gguf, const char *path, struct ps_error *err)
 {
+    if (packed_is_container(path))
+        return read_container(gguf, path, err);
     struct gguf_header header;
     struct name_table keys = {0};
     struct split split;
@@ -280,6 +304,50 @@ static enum ps_status check_tensors(struct gguf *gguf, struct ps_error *err)
     return PS_OK;
 }
 
+/* No expert's extent is between the trunk's first and last byte. */
+static enum ps_status check_trunk(const struct gguf *gguf, uint64_t start, uint64_t end, struct ps_error *err)
+{
+    for (uint32_t i = 0; i < packed_n_shards(gguf->packed); i++) {
+        struct packed_extent extent = packed_shard_extent(gguf->packed, i);
+        if (extent.file == 0 && extent.offset < end && start < extent.offset + extent.bytes)
+            return ps_error_set(err, PS_ERR_FORMAT,
+                                "%s: extent %" PRIu32 " at offset %" PRIu64 " overlaps the trunk: damaged",
+                                gguf->path[0], i, extent.offset);
+    }
+    return PS_OK;
+}
+
+/* From where a container's tensors were in the GGUF to where they are in the container. */
+static enum ps_status place_packed(struct gguf *gguf, struct ps_error *err)
+{
+    if (gguf->n_tensors != packed_n_tensors(gguf->packed))
+        return ps_error_set(err, PS_ERR_FORMAT,
+                            "%s: %" PRIu32 " tensors in the GGUF header, %" PRIu32 " in the index: damaged",
+                            gguf->path[0], gguf->n_tensors, packed_n_tensors(gguf->packed));
+    gguf->unpacked_offset = malloc((gguf->n_tensors + 1ul) * sizeof(*gguf->unpacked_offset));
+    if (!gguf->unpacked_offset)
+        return ps_error_set(err, PS_ERR_NOMEM, "%s: no memory for %" PRIu32 " tensors", gguf->path[0],
+                            gguf->n_tensors);
+    uint64_t start = UINT64_MAX, end = 0;
+    for (uint32_t i = 0; i < gguf->n_tensors; i++) {
+        struct gguf_tensor *tensor = &gguf->tensors[i];
+        uint64_t offset, hash;
+        gguf->unpacked_offset[i] = tensor->offset;
+        if (!packed_trunk_tensor(gguf->packed, i, &offset, &hash)) {
+            tensor->file = GGUF_NO_FILE;
+            continue;
+        }
+        if (!packed_is_data(gguf->packed, 0, offset, tensor->bytes))
+            return ps_error_set(err, PS_ERR_FORMAT,
+                                "%s: %.80s: %" PRIu64 " bytes cannot be at offset %" PRIu64 ": damaged",
+                                gguf->path[0], tensor->name, tensor->bytes, offset);
+        tensor->offset = offset;
+        start = offset < start ? offset : start;
+        end = offset + tensor->bytes > end ? offset + tensor->bytes : end;
+    }
+    return check_trunk(gguf, start, end, err);
+}
+
 enum ps_status gguf_open(struct gguf **out, const char *path, struct ps_error *err)
 {
     *out = NULL;
@@ -291,6 +359,8 @@ enum ps_status gguf_open(struct gguf **out, const char *path, struct ps_error *e
         status = join_tensors(gguf, err);
     if (status == PS_OK)
         status = check_tensors(gguf, err);
+    if (status == PS_OK && gguf->packed)
+        status = place_packed(gguf, err);
     if (status != PS_OK) {
         gguf_free(gguf);
         return status;
@@ -312,6 +382,8 @@ void gguf_free(struct gguf *gguf)
     free(gguf->tensors);
     name_table_deinit(&gguf->keys);
     name_table_deinit(&gguf->names);
+    packed_free(gguf->packed);
+    free(gguf->unpacked_offset);
     free(gguf);
 }
 
@@ -322,17 +394,17 @@ uint32_t gguf_version(const struct gguf *gguf)
 
 uint32_t gguf_n_files(const struct gguf *gguf)
 {
-    return gguf->n_files;
+    return gguf->packed ? packed_n_files(gguf->packed) : gguf->n_files;
 }
 
 const char *gguf_file_path(const struct gguf *gguf, uint32_t file)
 {
-    return gguf->path[file];
+    return gguf->packed ? packed_file_path(gguf->packed, file) : gguf->path[file];
 }
 
 uint64_t gguf_file_size(const struct gguf *gguf, uint32_t file)
 {
-    return gguf->header[file].file_size;
+    return gguf->packed ? packed_file_bytes(gguf->packed, file) : gguf->header[file].file_size;
 }
 
 uint64_t gguf_memory(const struct gguf *gguf)
@@ -344,7 +416,27 @@ uint64_t gguf_memory(const struct gguf *gguf)
         bytes += sizeof(*header) + sizeof(char *) + strlen(gguf->path[i]) + 1 + header->bytes +
                  header->n_kv * sizeof(*header->kv);
     }
+    if (gguf->packed)
+        bytes += packed_memory(gguf->packed) + (gguf->n_tensors + 1ul) * sizeof(*gguf->unpacked_offset);
     return bytes;
+}
+
+const struct packed *gguf_packed(const struct gguf *gguf)
+{
+    return gguf->packed;
+}
+
+uint64_t gguf_unpacked_bytes(const struct gguf *gguf)
+{
+    uint64_t end = gguf->header[0].data_start;
+    if (gguf->n_tensors > 0)
+        end = gguf->unpacked_offset[gguf->n_tensors - 1] + gguf->tensors[gguf->n_tensors - 1].bytes;
+    return end + (-end & (uint64_t)(gguf->header[0].alignment - 1));
+}
+
+uint64_t gguf_unpacked_offset(const struct gguf *gguf, uint32_t tensor)
+{
+    return gguf->unpacked_offset[tensor];
 }
 
 uint64_t gguf_n_kv(const struct gguf *gguf)

@@ -1,4 +1,5 @@
-/* GGUF directory: reads the header of a GGUF v2/v3 model, single or split, and answers what is in it.
+/* GGUF directory: reads the header of a GGUF v2/v3 model, single or split, or packed into a container (packed.h), and
+ * answers what is in it.
  *
  * Only metadata and the tensor directory are read; tensor data is never touched. Every count, length and
  * offset is checked against the file's size before it is used, so a truncated or hostile file yields an error
@@ -77,16 +78,20 @@ struct gguf_tensor {
     uint32_t type;    /* ggml type id; always one that gguf_type_find knows */
     uint32_t n_dims;  /* 1..4 */
     uint64_t dims[4]; /* dims[0] is the row length; unused ones are 1 */
-    uint32_t file;    /* index of the split part that holds it */
-    uint64_t offset;  /* bytes from the start of that file */
+    uint32_t
+        file; /* index of the file that holds it; GGUF_NO_FILE: none does, it is the experts' of a container */
+    uint64_t offset; /* bytes from the start of that file; without one, of the GGUF that was packed */
     uint64_t bytes;
 };
+#define GGUF_NO_FILE UINT32_MAX
 
 struct gguf;
+struct packed;
 
-/* Opens path; for a split model any part's path opens all of them (`-00001-of-0000N`). *out is NULL on failure.
- * PS_ERR_IO: cannot be opened or read, a directory, a missing split part; PS_ERR_FORMAT: not a GGUF, truncated,
- * inconsistent; PS_ERR_UNSUPPORTED: version or block type; PS_ERR_NOMEM. */
+/* Opens path; for a split model any part's path opens all of them (`-00001-of-0000N`), for a container that of its main
+ * file. *out is NULL on failure. PS_ERR_IO: cannot be opened or read, a directory, a missing split part or data file;
+ * PS_ERR_FORMAT: neither a GGUF nor a container, truncated, inconsistent; PS_ERR_UNSUPPORTED: version or block type;
+ * PS_ERR_NOMEM. */
 enum ps_status gguf_open(struct gguf **out, const char *path, struct ps_error *err);
 void gguf_free(struct gguf *gguf); /* NULL is fine */
 
@@ -95,6 +100,13 @@ uint32_t gguf_n_files(const struct gguf *gguf);
 const char *gguf_file_path(const struct gguf *gguf, uint32_t file);
 uint64_t gguf_file_size(const struct gguf *gguf, uint32_t file); /* bytes */
 uint64_t gguf_memory(const struct gguf *gguf);                   /* bytes held by the directory */
+
+/* NULL for a GGUF. Lives as long as the directory. */
+const struct packed *gguf_packed(const struct gguf *gguf);
+/* Of the GGUF that unpacking a container writes: its size, and where a tensor (directory index) begins in it. What it
+ * starts with is packed_gguf_header(). */
+uint64_t gguf_unpacked_bytes(const struct gguf *gguf);
+uint64_t gguf_unpacked_offset(const struct gguf *gguf, uint32_t tensor);
 
 /* Metadata of the first part. */
 uint64_t gguf_n_kv(const struct gguf *gguf);
@@ -115,7 +127,7 @@ uint64_t gguf_array_u64(const struct gguf_array *array, uint64_t index); /* nega
 /* Fills strings[count] from a string array. */
 void gguf_array_strings(const struct gguf_array *array, struct gguf_string *strings);
 
-/* Tensor directory over all parts, in file order. */
+/* Tensor directory over all parts, in file order; of a container, in that of the GGUF that was packed. */
 uint32_t gguf_n_tensors(const struct gguf *gguf);
 const struct gguf_tensor *gguf_tensor_at(const struct gguf *gguf, uint32_t index);
 /* By name, O(1); NULL when absent. The index of a tensor is (tensor - gguf_tensor_at(gguf, 0)). */

@@ -33,8 +33,10 @@ enum {
 struct walker {
     const char *path;
     int fd;
-    uint64_t file_size; /* bytes */
-    uint8_t *data;      /* what has been read, from the start of the file */
+    uint64_t base;      /* of the header in the file */
+    uint64_t file_size; /* bytes from base; where a container holds the header: its bytes */
+    uint64_t data_end;  /* no tensor ends behind it; bytes from base */
+    uint8_t *data;      /* what has been read, from base */
     uint64_t have;      /* bytes of data */
     uint64_t at;        /* next byte to take */
     enum ps_status status;
@@ -54,12 +56,13 @@ static bool read_piece(struct walker *w)
     }
     w->data = data;
     while (piece > 0) {
-        ssize_t n = pread(w->fd, data + w->have, piece, (off_t)w->have);
+        ssize_t n = pread(w->fd, data + w->have, piece, (off_t)(w->base + w->have));
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0) {
-            w->status = ps_error_set(w->err, PS_ERR_IO, "%s: read failed at offset %" PRIu64 ": %s", w->path,
-                                     w->have, n < 0 ? strerror(errno) : "the file has become shorter");
+            w->status =
+                ps_error_set(w->err, PS_ERR_IO, "%s: read failed at offset %" PRIu64 ": %s", w->path,
+                             w->base + w->have, n < 0 ? strerror(errno) : "the file has become shorter");
             return false;
         }
         w->have += (uint64_t)n;
@@ -341,12 +344,12 @@ static bool place_tensor(struct walker *w, struct gguf_tensor *tensor, uint64_t 
     }
     uint64_t end;
     if (__builtin_add_overflow(tensor->offset, data_start, &tensor->offset) ||
-        __builtin_add_overflow(tensor->offset, tensor->bytes, &end) || end > w->file_size) {
+        __builtin_add_overflow(tensor->offset, tensor->bytes, &end) || end > w->data_end) {
         w->status =
             ps_error_set(w->err, PS_ERR_FORMAT,
                          "%s: %.*s: %" PRIu64 " bytes at offset %" PRIu64
                          " go past the end of the file (%" PRIu64 " bytes): truncated: download it again",
-                         w->path, SHOW(name), tensor->bytes, tensor->offset, w->file_size);
+                         w->path, SHOW(name), tensor->bytes, tensor->offset, w->data_end);
         return false;
     }
     return true;
@@ -373,13 +376,13 @@ static bool read_header(struct walker *w, struct gguf_header *h, uint32_t file)
 {
     posix_fadvise(w->fd, 0, 0, POSIX_FADV_RANDOM); /* no read-ahead into the tensor data */
     bool ok = walk(w, h);
-    posix_fadvise(w->fd, 0, (off_t)w->have, POSIX_FADV_DONTNEED); /* it is in our memory now */
+    posix_fadvise(w->fd, (off_t)w->base, (off_t)w->have, POSIX_FADV_DONTNEED); /* it is in our memory now */
     if (!ok || !allocate_tables(w, h) || !walk(w, h))
         return false;
-    uint64_t padding = -h->bytes & (uint64_t)(h->alignment - 1);
+    h->data_start = h->bytes + (-h->bytes & (uint64_t)(h->alignment - 1));
     for (uint32_t i = 0; i < h->n_tensors; i++) {
         h->tensors[i].file = file;
-        if (!place_tensor(w, &h->tensors[i], h->bytes + padding, h->alignment))
+        if (!place_tensor(w, &h->tensors[i], h->data_start, h->alignment))
             return false;
     }
     return true;
@@ -400,8 +403,18 @@ static enum ps_status open_file(struct walker *w)
         return ps_error_set(w->err, PS_ERR_IO, "%s: is not a regular file", w->path);
     if (st.st_size == 0)
         return ps_error_set(w->err, PS_ERR_FORMAT, "%s: is empty: download it again", w->path);
-    w->file_size = (uint64_t)st.st_size;
+    w->file_size = w->data_end = (uint64_t)st.st_size;
     return PS_OK;
+}
+
+static enum ps_status finish(struct walker *w, struct gguf_header *out)
+{
+    out->data = w->data;
+    if (w->fd >= 0)
+        close(w->fd);
+    if (w->status != PS_OK)
+        gguf_header_deinit(out);
+    return w->status;
 }
 
 enum ps_status gguf_header_read(struct gguf_header *out, const char *path, uint32_t file,
@@ -412,13 +425,26 @@ enum ps_status gguf_header_read(struct gguf_header *out, const char *path, uint3
     w.status = open_file(&w);
     if (w.status == PS_OK)
         read_header(&w, out, file);
-    out->data = w.data;
     out->file_size = w.file_size;
-    if (w.fd >= 0)
-        close(w.fd);
-    if (w.status != PS_OK)
-        gguf_header_deinit(out);
-    return w.status;
+    return finish(&w, out);
+}
+
+enum ps_status gguf_header_read_packed(struct gguf_header *out, const char *path, uint64_t offset,
+                                       uint64_t bytes, struct ps_error *err)
+{
+    *out = (struct gguf_header){0};
+    struct walker w = {.path = path, .fd = -1, .err = err};
+    w.status = open_file(&w);
+    if (w.status == PS_OK && (offset > w.file_size || bytes > w.file_size - offset))
+        w.status = ps_error_set(err, PS_ERR_IO, "%s: has become shorter", path);
+    w.base = offset;
+    w.file_size = bytes;
+    w.data_end = INT64_MAX - UINT32_MAX; /* rounded up to any alignment it is the size of a file */
+    if (w.status == PS_OK && read_header(&w, out, 0) && out->data_start != bytes)
+        w.status = ps_error_set(err, PS_ERR_FORMAT,
+                                "%s: its GGUF header takes %" PRIu64 " bytes, %" PRIu64 " are there: damaged",
+                                path, out->data_start, bytes);
+    return finish(&w, out);
 }
 
 void gguf_header_deinit(struct gguf_header *header)

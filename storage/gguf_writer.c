@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "storage/file_output.h"
 #include "storage/gguf_header.h"
 #include "storage/name_table.h"
 
@@ -18,8 +19,6 @@ enum {
     GGUF_VERSION = 3,
     MAX_NAME = 63,           /* GGML_MAX_NAME less its end: longer names do not load elsewhere */
     MAX_ALIGNMENT = 1 << 30, /* bytes; padding stays far below what overflows */
-    WRITE_BEHIND = 32 << 20, /* bytes handed to the drive at a time; dirty pages stay below twice that */
-    LARGEST_WRITE = 1 << 30, /* below what one pwrite takes */
 };
 
 /* Bytes that grow. */
@@ -31,8 +30,8 @@ struct buffer {
 
 struct gguf_writer {
     char *path;
-    char *temporary; /* name until finish() */
-    int fd;
+    char *temporary;         /* name until finish(); NULL: only the header is asked for */
+    struct file_output file; /* under the temporary name */
     uint32_t alignment;
     enum ps_status status; /* first failure of a setter, */
     struct ps_error error; /* and its message */
@@ -52,7 +51,6 @@ struct gguf_writer {
     uint64_t file_bytes; /* of the whole file */
     uint32_t current;    /* tensor that takes the next byte of data */
     uint64_t filled;     /* bytes of it that have been written */
-    uint64_t pushed;     /* bytes of the file handed to the drive */
 };
 
 static void keep_error(struct gguf_writer *w, const struct ps_error *error)
@@ -130,8 +128,8 @@ static struct gguf_string string_of(const char *text)
     return (struct gguf_string){text, strlen(text)};
 }
 
-enum ps_status gguf_writer_new(struct gguf_writer **out, const char *path, uint32_t alignment,
-                               struct ps_error *err)
+enum ps_status gguf_writer_new_header(struct gguf_writer **out, const char *path, uint32_t alignment,
+                                      struct ps_error *err)
 {
     *out = NULL;
     if (alignment == 0)
@@ -142,27 +140,39 @@ enum ps_status gguf_writer_new(struct gguf_writer **out, const char *path, uint3
     struct gguf_writer *w = calloc(1, sizeof(*w));
     if (!w)
         return ps_error_set(err, PS_ERR_NOMEM, "%s: no memory", path);
-    w->fd = -1;
+    w->file.fd = -1;
     w->alignment = alignment;
     w->path = strdup(path);
-    if (asprintf(&w->temporary, "%s.%ld.partial", path, (long)getpid()) < 0)
-        w->temporary = NULL;
-    enum ps_status status = PS_OK;
-    if (!w->path || !w->temporary) {
-        status = ps_error_set(err, PS_ERR_NOMEM, "%s: no memory", path);
-        goto failed;
-    }
-    w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (w->fd < 0) {
-        status = ps_error_set(err, PS_ERR_IO, "%s: cannot be created: %s", w->temporary, strerror(errno));
-        goto failed;
+    if (!w->path) {
+        gguf_writer_free(w);
+        return ps_error_set(err, PS_ERR_NOMEM, "%s: no memory", path);
     }
     if (alignment != GGUF_DEFAULT_ALIGNMENT)
         gguf_writer_set_u32(w, "general.alignment", alignment);
     *out = w;
     return PS_OK;
+}
+
+enum ps_status gguf_writer_new(struct gguf_writer **out, const char *path, uint32_t alignment,
+                               struct ps_error *err)
+{
+    enum ps_status status = gguf_writer_new_header(out, path, alignment, err);
+    if (status != PS_OK)
+        return status;
+    struct gguf_writer *w = *out;
+    if (asprintf(&w->temporary, "%s.%ld.partial", path, (long)getpid()) < 0) {
+        w->temporary = NULL;
+        status = ps_error_set(err, PS_ERR_NOMEM, "%s: no memory", path);
+        goto failed;
+    }
+    w->file.path = w->temporary;
+    w->file.fd = open(w->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (w->file.fd >= 0)
+        return PS_OK;
+    status = ps_error_set(err, PS_ERR_IO, "%s: cannot be created: %s", w->temporary, strerror(errno));
 failed:
     gguf_writer_free(w);
+    *out = NULL;
     return status;
 }
 
@@ -170,8 +180,8 @@ void gguf_writer_free(struct gguf_writer *w)
 {
     if (!w)
         return;
-    if (w->fd >= 0) {
-        close(w->fd);
+    if (w->file.fd >= 0) {
+        close(w->file.fd);
         if (!w->finished)
             unlink(w->temporary);
     }
@@ -409,60 +419,49 @@ static void build_header(struct gguf_writer *w, struct buffer *header)
     }
 }
 
-static enum ps_status write_at(struct gguf_writer *w, const uint8_t *data, size_t bytes, uint64_t offset,
-                               struct ps_error *err)
+/* Checks what was given, builds the header, and sees where tensor data begins and where the file ends. */
+static enum ps_status complete_header(struct gguf_writer *w, struct buffer *header, uint64_t *data_start,
+                                      struct ps_error *err)
 {
-    while (bytes > 0) {
-        ssize_t n = pwrite(w->fd, data, bytes < LARGEST_WRITE ? bytes : LARGEST_WRITE, (off_t)offset);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return ps_error_set(err, PS_ERR_IO, "%s: write failed at offset %" PRIu64 " of %" PRIu64 ": %s",
-                                w->temporary, offset, w->file_bytes, strerror(n < 0 ? errno : ENOSPC));
-        data += n;
-        bytes -= (size_t)n;
-        offset += (uint64_t)n;
-    }
-    return PS_OK;
-}
-
-/* Reserves the disk space, so that a full disk shows now and not after an hour. */
-static enum ps_status reserve_space(struct gguf_writer *w, struct ps_error *err)
-{
-    int failed;
-    do {
-        failed = fallocate(w->fd, 0, 0, (off_t)w->file_bytes);
-    } while (failed != 0 && errno == EINTR);
-    if (failed != 0 && (errno == ENOSPC || errno == EFBIG || errno == EDQUOT))
-        return ps_error_set(err, PS_ERR_IO, "%s: no room for %" PRIu64 " bytes at offset 0: %s", w->temporary,
-                            w->file_bytes, strerror(errno));
-    if (failed != 0 && ftruncate(w->fd, (off_t)w->file_bytes) != 0)
-        return ps_error_set(err, PS_ERR_IO, "%s: cannot be extended to %" PRIu64 " bytes: %s", w->temporary,
-                            w->file_bytes, strerror(errno));
-    return PS_OK;
-}
-
-enum ps_status gguf_writer_begin_data(struct gguf_writer *w, struct ps_error *err)
-{
-    if (w->started)
-        return ps_error_set(err, PS_ERR_ARGUMENT, "%s: its header has been written already", w->path);
-    struct buffer header = {0};
     if (w->status == PS_OK)
         check_names(w, key_at, w->keys, w->n_keys);
     if (w->status == PS_OK)
         check_names(w, tensor_name_at, w->tensors, w->n_tensors);
-    build_header(w, &header);
-    enum ps_status status = w->status;
+    build_header(w, header);
+    if (w->status == PS_OK &&
+        (!align_up(w, header->bytes, data_start) ||
+         __builtin_add_overflow(*data_start, w->data_bytes, &w->file_bytes) || w->file_bytes > INT64_MAX)) {
+        struct ps_error error;
+        ps_error_set(&error, PS_ERR_ARGUMENT, "%s: larger than a file can be", w->path);
+        keep_error(w, &error);
+    }
+    return w->status == PS_OK ? PS_OK : ps_error_set(err, w->status, "%s", w->error.message);
+}
+
+enum ps_status gguf_writer_header(struct gguf_writer *w, uint8_t **out, uint64_t *bytes, struct ps_error *err)
+{
+    struct buffer header = {0};
+    enum ps_status status = complete_header(w, &header, bytes, err);
+    *out = status == PS_OK ? calloc(1, *bytes) : NULL;
+    if (*out)
+        memcpy(*out, header.data, header.bytes);
+    else if (status == PS_OK)
+        status = ps_error_set(err, PS_ERR_NOMEM, "%s: no memory for its header", w->path);
+    free(header.data);
+    return status;
+}
+
+enum ps_status gguf_writer_begin_data(struct gguf_writer *w, struct ps_error *err)
+{
+    if (w->started || !w->temporary)
+        return ps_error_set(err, PS_ERR_ARGUMENT, "%s: its header has been written already", w->path);
+    struct buffer header = {0};
     uint64_t data_start;
-    if (status != PS_OK)
-        ps_error_set(err, status, "%s", w->error.message);
-    else if (!align_up(w, header.bytes, &data_start) ||
-             __builtin_add_overflow(data_start, w->data_bytes, &w->file_bytes) || w->file_bytes > INT64_MAX)
-        status = ps_error_set(err, PS_ERR_ARGUMENT, "%s: larger than a file can be", w->path);
+    enum ps_status status = complete_header(w, &header, &data_start, err);
     if (status == PS_OK)
-        status = reserve_space(w, err);
+        status = file_output_reserve(&w->file, w->file_bytes, err);
     if (status == PS_OK)
-        status = write_at(w, header.data, header.bytes, 0, err);
+        status = file_output_write(&w->file, header.data, header.bytes, 0, err);
     if (status == PS_OK) {
         for (uint32_t i = 0; i < w->n_tensors; i++)
             w->tensors[i].offset += data_start;
@@ -477,21 +476,6 @@ uint64_t gguf_writer_file_bytes(const struct gguf_writer *w)
     return w->file_bytes;
 }
 
-/* Has the drive write what has been given so far, and drops from the page cache what it wrote before: the
- * page cache is the user's. Advice only; failures show at fsync. */
-static void write_behind(struct gguf_writer *w, uint64_t end)
-{
-    if (end < w->pushed + WRITE_BEHIND)
-        return;
-    sync_file_range(w->fd, (off_t)w->pushed, (off_t)(end - w->pushed), SYNC_FILE_RANGE_WRITE);
-    if (w->pushed > 0) {
-        sync_file_range(w->fd, 0, (off_t)w->pushed,
-                        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
-        posix_fadvise(w->fd, 0, (off_t)w->pushed, POSIX_FADV_DONTNEED);
-    }
-    w->pushed = end;
-}
-
 enum ps_status gguf_writer_write(struct gguf_writer *w, const void *data, size_t bytes, struct ps_error *err)
 {
     const uint8_t *at = data;
@@ -502,33 +486,19 @@ enum ps_status gguf_writer_write(struct gguf_writer *w, const void *data, size_t
         const struct gguf_tensor *tensor = &w->tensors[w->current];
         uint64_t left = tensor->bytes - w->filled;
         size_t n = bytes < left ? bytes : (size_t)left;
-        enum ps_status status = write_at(w, at, n, tensor->offset + w->filled, err);
+        enum ps_status status = file_output_write(&w->file, at, n, tensor->offset + w->filled, err);
         if (status != PS_OK)
             return status;
         at += n;
         bytes -= n;
         w->filled += n;
-        write_behind(w, tensor->offset + w->filled);
+        file_output_push(&w->file, tensor->offset + w->filled);
         if (w->filled == tensor->bytes) {
             w->current++;
             w->filled = 0;
         }
     }
     return PS_OK;
-}
-
-/* Makes the new name last through a power failure. Some filesystems cannot sync a directory: then nothing is
- * lost but that promise. */
-static void sync_directory(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    char *directory = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
-    int fd = directory ? open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-    if (fd >= 0) {
-        fsync(fd);
-        close(fd);
-    }
-    free(directory);
 }
 
 enum ps_status gguf_writer_finish(struct gguf_writer *w, struct ps_error *err)
@@ -540,13 +510,9 @@ enum ps_status gguf_writer_finish(struct gguf_writer *w, struct ps_error *err)
                             "%s: %s: %" PRIu64 " of %" PRIu64 " bytes of data are missing", w->path,
                             w->tensors[w->current].name, w->tensors[w->current].bytes - w->filled,
                             w->tensors[w->current].bytes);
-    if (fsync(w->fd) != 0)
-        return ps_error_set(err, PS_ERR_IO, "%s: write-back failed: %s", w->temporary, strerror(errno));
-    posix_fadvise(w->fd, 0, 0, POSIX_FADV_DONTNEED);
-    if (rename(w->temporary, w->path) != 0)
-        return ps_error_set(err, PS_ERR_IO, "%s: cannot be renamed to %s: %s", w->temporary, w->path,
-                            strerror(errno));
-    w->finished = true;
-    sync_directory(w->path);
-    return PS_OK;
+    enum ps_status status = file_output_sync(&w->file, err);
+    if (status == PS_OK)
+        status = file_output_rename(w->temporary, w->path, err);
+    w->finished = status == PS_OK;
+    return status;
 }

@@ -57,6 +57,13 @@ void gguf_writer_add_tensor(struct gguf_writer *writer, const char *name, uint32
 enum ps_status gguf_writer_begin_data(struct gguf_writer *writer, struct ps_error *err);
 uint64_t gguf_writer_file_bytes(const struct gguf_writer *writer); /* of the whole file; after begin_data() */
 
+/* For the header alone: no file is made. *header: what the file would start with, up to where its tensor data begins;
+ * the caller frees it. Fails as begin_data() does. */
+enum ps_status gguf_writer_new_header(struct gguf_writer **out, const char *path, uint32_t alignment,
+                                      struct ps_error *err);
+enum ps_status gguf_writer_header(struct gguf_writer *writer, uint8_t **header, uint64_t *bytes,
+                                  struct ps_error *err);
+
 /* The next bytes of tensor data; a piece may end one tensor and start the next, without padding between them.
  * PS_ERR_IO names file and offset; PS_ERR_ARGUMENT: more data than the tensors have. */
 enum ps_status gguf_writer_write(struct gguf_writer *writer, const void *data, size_t bytes,

@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -20,7 +19,6 @@ enum {
     DEFAULT_SPLIT_BYTES = 512 << 10,
     MAX_QUEUE_DEPTH = 1024,
     MAX_SPLIT_BYTES = 1 << 30, /* Linux transfers at most 0x7ffff000 bytes per read */
-    THREAD_STACK = 128 << 10,
     NS_PER_MS = 1000000,
 };
 
@@ -152,6 +150,7 @@ static struct io_read *acquire_read(struct io_reader *reader)
 
 static void release_read(struct io_reader *reader, struct io_read *read)
 {
+    read->job = NULL;
     read->next = reader->free_reads;
     reader->free_reads = read;
     if (read->priority != IO_DEMAND) {
@@ -282,6 +281,23 @@ static void retry_read(struct io_reader *reader, struct io_read *read, uint64_t 
     reader->retries = read;
 }
 
+/* Reads of a job are issued in order and land in any: what precedes all that are under way is in memory. */
+static void report_landed(const struct io_reader *reader, struct io_job *job)
+{
+    const struct io_range *range = &job->ranges[0];
+    uint64_t start = range->offset - range->offset % IO_ALIGN;
+    uint64_t bytes = job->next_range > 0 ? io_range_span(range->offset, range->length) : job->next_offset;
+    for (uint32_t i = 0; i < reader->n_reads; i++) {
+        const struct io_read *read = &reader->reads[i];
+        if (read->job == job)
+            bytes = min_u64(bytes, read->offset - start);
+    }
+    if (bytes > job->landed_bytes) {
+        job->landed_bytes = bytes;
+        job->landed(job, bytes);
+    }
+}
+
 static void complete_read(struct io_reader *reader, struct io_read *read, bool ok, int error)
 {
     struct io_job *job = read->job;
@@ -295,6 +311,8 @@ static void complete_read(struct io_reader *reader, struct io_read *read, bool o
     }
     job->reads_in_flight--;
     release_read(reader, read);
+    if (job->landed && job->status == PS_OK)
+        report_landed(reader, job);
     finish_job_if_complete(reader, job);
 }
 
@@ -369,21 +387,6 @@ void io_reader_deliver(struct io_reader *reader)
     reader->delivering = false;
 }
 
-bool io_thread_start(pthread_t *thread, void *(*body)(void *), struct io_reader *reader)
-{
-    pthread_attr_t attr;
-    if (pthread_attr_init(&attr) != 0)
-        return false;
-    pthread_attr_setstacksize(&attr, THREAD_STACK);
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int rc = pthread_create(thread, &attr, body, reader);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attr);
-    return rc == 0;
-}
-
 /* ---- opening and closing ---- */
 
 static enum ps_status open_error(struct ps_error *err, const char *path, int error)
@@ -440,6 +443,7 @@ static enum ps_status allocate_reads(struct io_reader *reader, struct ps_error *
     reader->reads = calloc(reader->queue_depth, sizeof(*reader->reads));
     if (!reader->reads)
         return ps_error_set(err, PS_ERR_NOMEM, "reader: out of memory for %u reads", reader->queue_depth);
+    reader->n_reads = reader->queue_depth;
     for (uint32_t i = 0; i < reader->queue_depth; i++) {
         reader->reads[i].next = reader->free_reads;
         reader->free_reads = &reader->reads[i];
@@ -557,6 +561,10 @@ static uint32_t check_ranges(const struct io_reader *reader, const struct io_job
 
 void io_reader_submit(struct io_reader *reader, struct io_job *job)
 {
+    uint64_t n_reads;
+    uint32_t bad = check_ranges(reader, job, &n_reads);
+    pthread_mutex_lock(
+        &reader->lock); /* another thread may be asking to withdraw a job that is submitted again */
     job->status = PS_OK;
     job->error = 0;
     job->bytes = 0;
@@ -564,9 +572,7 @@ void io_reader_submit(struct io_reader *reader, struct io_job *job)
     job->next_offset = 0;
     job->reads_in_flight = 0;
     job->queued = false;
-    uint64_t n_reads;
-    uint32_t bad = check_ranges(reader, job, &n_reads);
-    pthread_mutex_lock(&reader->lock);
+    job->landed_bytes = 0;
     if (bad < job->n_ranges) {
         n_reads = 0;
         fail_job(reader, job, EINVAL, job->ranges[bad].file, job->ranges[bad].offset);
@@ -668,6 +674,11 @@ enum ps_status io_reader_job_error(const struct io_reader *reader, const struct 
 }
 
 /* ---- what is in use ---- */
+
+const char *io_reader_file_path(const struct io_reader *reader, uint32_t file)
+{
+    return reader->files[file].path;
+}
 
 const char *io_reader_backend_name(const struct io_reader *reader)
 {

@@ -53,7 +53,11 @@ struct io_job {
     enum io_priority priority;
     uint8_t *buffer;                  /* IO_ALIGN-aligned */
     void (*done)(struct io_job *job); /* called exactly once; the job may be reused or freed from there on */
-    void *owner;                      /* for the callback */
+    void *owner;                      /* for the callbacks */
+    /* NULL, or, for a job of one range: the first `bytes` of it, after alignment, are in memory. Called on a thread of the reader,
+     * under its lock, each time that they have grown, and not after a failure; must be quick and may not submit. All calls come
+     * before done(). */
+    void (*landed)(struct io_job *job, uint64_t bytes);
 
     /* Outcome, valid in done(). */
     enum ps_status status; /* PS_OK, PS_ERR_IO or PS_ERR_CANCELLED */
@@ -69,6 +73,7 @@ struct io_job {
     uint64_t next_offset;     /* bytes of it (aligned) already issued */
     uint32_t reads_in_flight; /* */
     bool queued;              /* reads are left to issue */
+    uint64_t landed_bytes;    /* what landed() was told */
 };
 
 struct io_reader_config {
@@ -112,6 +117,7 @@ enum ps_status io_reader_read(struct io_reader *reader, const struct io_range *r
 enum ps_status io_reader_job_error(const struct io_reader *reader, const struct io_job *job,
                                    struct ps_error *err);
 
+const char *io_reader_file_path(const struct io_reader *reader, uint32_t file); /* file < number of paths */
 const char *io_reader_backend_name(const struct io_reader *reader); /* "uring" or "threads": what is in use */
 bool io_reader_is_direct(const struct io_reader *reader); /* every file is read with O_DIRECT so far */
 uint32_t io_reader_queue_depth(const struct io_reader *reader);

@@ -23,7 +23,7 @@ struct io_file {
 
 /* One system-level read of at most split_bytes, and its retries. */
 struct io_read {
-    struct io_job *job;
+    struct io_job *job; /* NULL: not in use */
     uint32_t file;
     enum io_priority priority; /* when it was issued */
     int fd;
@@ -69,7 +69,8 @@ struct io_reader {
     pthread_cond_t read_done;                   /* for io_reader_read */
     struct io_job_list queued[IO_N_PRIORITIES]; /* jobs not wholly issued */
     struct io_job_list finished;                /* waiting for done() */
-    struct io_read *reads;                      /* [allocated depth] */
+    struct io_read *reads;                      /* [n_reads] */
+    uint32_t n_reads;                           /* queue_depth before the backend lowered it */
     struct io_read *free_reads;
     struct io_read *retries;        /* waiting until due */
     uint32_t in_flight;             /* reads taken from free_reads */
@@ -109,10 +110,5 @@ void io_read_drop_cached(const struct io_read *read);
 void io_reader_landed(struct io_reader *reader, struct io_read *read, int64_t result);
 /* Under the lock, which it drops around each call: runs the callbacks of finished jobs. */
 void io_reader_deliver(struct io_reader *reader);
-/* A thread with a small stack that takes none of the process's signals. False when there can be none. */
-bool io_thread_start(pthread_t *thread, void *(*body)(void *), struct io_reader *reader);
-enum {
-    IO_THREAD_MEMORY = 24 << 10
-}; /* bytes of a reader thread's stack that are touched, and its bookkeeping */
 
 #endif

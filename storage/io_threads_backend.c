@@ -2,6 +2,7 @@
  * io_uring. The threads sleep on one condition variable; one of them at a time keeps the timer for reads that
  * the throttle or a retry holds back. */
 #include "storage/io_reader_internal.h"
+#include "storage/service_thread.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -102,7 +103,7 @@ static enum ps_status threads_start(struct io_reader *reader, struct ps_error *e
     reader->backend = pool;
     uint32_t wanted = reader->queue_depth < MAX_THREADS ? reader->queue_depth : MAX_THREADS;
     while (pool->n_threads < wanted &&
-           io_thread_start(&pool->threads[pool->n_threads], reader_thread, reader))
+           service_thread_start(&pool->threads[pool->n_threads], reader_thread, reader))
         pool->n_threads++;
     if (pool->n_threads == 0) {
         pthread_cond_destroy(&pool->work);
@@ -118,7 +119,7 @@ static enum ps_status threads_start(struct io_reader *reader, struct ps_error *e
 static uint64_t threads_memory(const struct io_reader *reader)
 {
     const struct io_threads *pool = reader->backend;
-    return sizeof(*pool) + (uint64_t)pool->n_threads * IO_THREAD_MEMORY;
+    return sizeof(*pool) + (uint64_t)pool->n_threads * SERVICE_THREAD_MEMORY;
 }
 
 const struct io_backend_ops io_threads_backend = {

@@ -7,6 +7,7 @@
 #if PENSTOCK_HAVE_URING
 
 #include "storage/io_reader_internal.h"
+#include "storage/service_thread.h"
 
 #include <errno.h>
 #include <liburing.h>
@@ -173,7 +174,7 @@ static enum ps_status uring_start(struct io_reader *reader, struct ps_error *err
         /* EXT_ARG (Linux 5.11): a wait with a timeout that takes no submission entry. */
         rc = params.features & IORING_FEAT_EXT_ARG ? probe(uring) : -ENOSYS;
         reader->backend = uring;
-        if (rc == 0 && io_thread_start(&uring->reaper, reaper_thread, reader))
+        if (rc == 0 && service_thread_start(&uring->reaper, reaper_thread, reader))
             return PS_OK;
         io_uring_queue_exit(&uring->ring);
     }
@@ -188,7 +189,7 @@ static uint64_t uring_memory(const struct io_reader *reader)
     const struct uring *uring = reader->backend;
     const struct io_uring *ring = &uring->ring;
     return sizeof(*uring) + ring->sq.ring_sz + ring->cq.ring_sz +
-           ring->sq.ring_entries * sizeof(struct io_uring_sqe) + IO_THREAD_MEMORY;
+           ring->sq.ring_entries * sizeof(struct io_uring_sqe) + SERVICE_THREAD_MEMORY;
 }
 
 const struct io_backend_ops io_uring_backend = {

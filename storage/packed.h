@@ -16,7 +16,7 @@
  *                GGUF header, aligned: what a GGUF of the model starts with, up to where its tensor data begins. Of a split
  *                model it is that of the single file with the same metadata, without the keys split.*.
  *                index, aligned
- *                trunk, aligned: each tensor that is no expert's, in the header's order, each at a multiple of 64
+ *                trunk, aligned: each tensor that is no expert's, by offset in the GGUF, each at a multiple of 64
  *                extents whose file is 0
  *   data file    head, one aligned unit:
  *                     0  magic "penstrip"
@@ -30,7 +30,7 @@
  *   index        u32 n_files, n_tensors, n_layers, n_shards; then, each section at a multiple of 8,
  *                files    n_files x { u64 bytes, u32 path_bytes, path, without a 0 }: of file 0 the path is empty. A relative path starts
  *                         at the main file's directory
- *                trunk    n_tensors x { u64 offset in file 0, u64 hash }, in the header's order; offset 0: an expert's tensor
+ *                trunk    n_tensors x { u64 offset in file 0, u64 hash }, by offset in the GGUF; offset 0: an expert's tensor
  *                layers   n_layers x u8[16]: enum chunk_codec of each enum shard_part, the rest 0
  *                extents  n_shards x { u32 file, u32 0, u64 offset, u64 bytes, u64 hash }, by layer, then expert; offset and bytes
  *                         are aligned, the hash is of all these bytes
@@ -98,7 +98,7 @@ struct packed_extent {
 
 struct packed;
 
-/* Whether the file starts as a container does; false also when it cannot be read. */
+/* Whether the file starts as a container's main file or a data file does; false also when it cannot be read. */
 bool packed_is_container(const char *path);
 /* Reads superblock and index, checks every hash, length and offset of them, and that each data file is there, is of
  * this packing and has its size. PS_ERR_IO: cannot be read, or a data file (a drive) is missing, named; PS_ERR_FORMAT: truncated, damaged,
@@ -113,9 +113,14 @@ uint64_t packed_memory(const struct packed *packed); /* bytes held */
 /* Where the GGUF header is in file 0; its hash was checked. */
 void packed_gguf_header(const struct packed *packed, uint64_t *offset, uint64_t *bytes);
 
+/* Whether bytes of a file, file < n_files, are all in it and none are superblock's, head's, GGUF header's or index's. */
+bool packed_is_data(const struct packed *packed, uint32_t file, uint64_t offset, uint64_t bytes);
+
 uint32_t packed_n_tensors(const struct packed *packed);
-/* False: an expert's. */
+/* tensor: index in the directory of gguf_open(). False: an expert's. */
 bool packed_trunk_tensor(const struct packed *packed, uint32_t tensor, uint64_t *offset, uint64_t *hash);
+/* Whether data is what the trunk tensor was. */
+bool packed_trunk_is_sound(const struct packed *packed, uint32_t tensor, const uint8_t *data, uint64_t bytes);
 uint32_t packed_n_layers(const struct packed *packed);
 const uint8_t *packed_layer_codecs(const struct packed *packed, uint32_t layer); /* [SHARD_N_PARTS] */
 uint32_t packed_n_shards(const struct packed *packed);

@@ -14,7 +14,9 @@ enum {
     MAX_EXPERTS = 65535, /* per layer; models have up to some 512 */
     N_WEIGHTS = SHARD_GATE_BIAS,
     TYPE_F32 = 0,
+    MIN_CHUNK_BYTES = 5, /* of a packed chunk: its size and something */
 };
+#define MAX_PACKED_EXPERT (UINT64_C(1) << 40)
 
 #define NO_TENSOR UINT32_MAX
 
@@ -33,6 +35,7 @@ struct single_place {
 
 struct layer {
     struct shard_layer shape;
+    struct packed_layout *packed; /* NULL: of a GGUF; owned */
     struct part_place place[SHARD_N_PARTS];
     uint32_t n_singles;           /* experts stored as tensors of their own: the highest number + 1 */
     uint32_t n_single_tensors;    /* their tensors */
@@ -43,7 +46,8 @@ struct shard_map {
     uint32_t n_layers;
     uint32_t n_shards;
     struct layer *layers;
-    uint8_t *owned; /* bit per tensor of the directory */
+    uint8_t *owned;              /* bit per tensor of the directory */
+    const struct packed *packed; /* NULL: of a GGUF; borrowed */
 };
 
 /* A tensor name taken apart. */
@@ -318,7 +322,7 @@ static struct file_extent part_extent(const struct layer *layer, uint32_t part, 
     return (struct file_extent){layer->place[part].file, layer->place[part].offset + expert * bytes, bytes};
 }
 
-static void locate(const struct layer *layer, uint32_t expert, struct shard_location *out)
+static void locate_parts(const struct layer *layer, uint32_t expert, struct shard_location *out)
 {
     struct file_extent extent[SHARD_N_PARTS];
     uint32_t order[SHARD_N_PARTS]; /* parts by place in the files */
@@ -333,12 +337,101 @@ static void locate(const struct layer *layer, uint32_t expert, struct shard_loca
             order[i] = order[i - 1];
         order[i] = part;
     }
+    out->packed = NULL;
+    out->hash = 0;
     out->n_ranges = 0;
     for (uint32_t i = 0; i < n; i++) {
         const struct file_extent *next = &extent[order[i]];
         const struct io_range *range = file_extent_add(out->ranges, &out->n_ranges, next);
         out->part_offset[order[i]] = file_extent_place(range, next->offset);
     }
+}
+
+static void locate_extent(const struct shard_map *map, const struct layer *layer, uint32_t expert,
+                          struct shard_location *out)
+{
+    struct packed_extent extent = packed_shard_extent(map->packed, layer->shape.first_shard + expert);
+    const struct packed_layout *packed = layer->packed;
+    memcpy(out->part_offset, packed->part_offset, sizeof(out->part_offset));
+    out->packed = packed;
+    out->hash = extent.hash;
+    out->n_ranges = 1;
+    out->ranges[0] = (struct io_range){.file = extent.file,
+                                       .offset = extent.offset,
+                                       .length = extent.bytes,
+                                       .at = packed->compressed ? packed->slot_bytes - extent.bytes : 0};
+}
+
+/* What a shard of a GGUF needs. */
+static void measure_layer(struct layer *layer)
+{
+    struct shard_layer *shape = &layer->shape;
+    shape->read_bytes = shape->bytes;
+    for (uint32_t expert = 0; expert < shape->n_experts; expert++) {
+        struct shard_location location;
+        locate_parts(layer, expert, &location);
+        uint64_t bytes = file_extent_buffer_bytes(location.ranges, location.n_ranges);
+        if (bytes > shape->slot_bytes)
+            shape->slot_bytes = bytes;
+    }
+}
+
+/* Whether the container's codecs can be had for the layer's parts, and its parts fit in 64 bits many times over: sizes of
+ * compressed ones are not bounded by that of any file. */
+static enum ps_status check_codecs(const struct shard_layer *shape, const uint8_t *codecs, uint32_t number,
+                                   struct ps_error *err)
+{
+    uint64_t bytes = 0;
+    for (uint32_t part = 0; part < SHARD_N_PARTS; part++) {
+        const struct shard_slice *slice = &shape->slice[part];
+        char name[64];
+        if (!slice->present)
+            continue;
+        bytes += slice->bytes < MAX_PACKED_EXPERT ? slice->bytes : MAX_PACKED_EXPERT;
+        if (codecs[part] != CHUNK_RAW &&
+            !chunk_codec_takes((enum chunk_codec)codecs[part], gguf_type_find(slice->type)->bytes))
+            return ps_error_set(err, PS_ERR_FORMAT, "%s: cannot be packed with codec %s: damaged",
+                                part_name(name, number, part), chunk_codec_name(codecs[part]));
+    }
+    if (bytes >= MAX_PACKED_EXPERT)
+        return ps_error_set(err, PS_ERR_FORMAT, "blk.%" PRIu32 ": experts of more than 1 TiB: damaged",
+                            number);
+    return PS_OK;
+}
+
+/* What a shard of a container needs; each of its extents must be one that a slot can take. */
+static enum ps_status pack_layer(struct shard_map *map, uint32_t number, struct ps_error *err)
+{
+    struct layer *layer = &map->layers[number];
+    struct shard_layer *shape = &layer->shape;
+    if (shape->n_experts > packed_n_shards(map->packed) - map->n_shards)
+        return ps_error_set(err, PS_ERR_FORMAT,
+                            "blk.%" PRIu32 ": %" PRIu32 " experts, but the container has only %" PRIu32
+                            " extents in all: damaged",
+                            number, shape->n_experts, packed_n_shards(map->packed));
+    const uint8_t *codecs = packed_layer_codecs(map->packed, number);
+    enum ps_status status = check_codecs(shape, codecs, number, err);
+    if (status != PS_OK)
+        return status;
+    layer->packed = malloc(sizeof(*layer->packed));
+    if (!layer->packed)
+        return ps_error_set(err, PS_ERR_NOMEM, "no memory for the map of experts");
+    packed_layout_init(layer->packed, shape->slice, codecs);
+    shape->slot_bytes = layer->packed->slot_bytes;
+    uint64_t least =
+        layer->packed->compressed ? layer->packed->n_chunks * MIN_CHUNK_BYTES : shape->slot_bytes;
+    uint64_t total = 0;
+    for (uint32_t expert = 0; expert < shape->n_experts; expert++) {
+        struct packed_extent extent = packed_shard_extent(map->packed, shape->first_shard + expert);
+        if (extent.bytes < least || extent.bytes > shape->slot_bytes)
+            return ps_error_set(err, PS_ERR_FORMAT,
+                                "layer %" PRIu32 ", expert %" PRIu32 ": an extent of %" PRIu64
+                                " bytes, it must have %" PRIu64 " to %" PRIu64 ": damaged",
+                                number, expert, extent.bytes, least, shape->slot_bytes);
+        total += extent.bytes;
+    }
+    shape->read_bytes = total / shape->n_experts;
+    return PS_OK;
 }
 
 /* Checks a layer and computes what its shards need. */
@@ -366,14 +459,26 @@ static enum ps_status finish_layer(struct shard_map *map, const struct gguf *ggu
         return status;
     for (uint32_t part = 0; part < SHARD_N_PARTS; part++)
         shape->bytes += shape->slice[part].bytes;
-    for (uint32_t expert = 0; expert < shape->n_experts; expert++) {
-        struct shard_location location;
-        locate(layer, expert, &location);
-        uint64_t bytes = file_extent_buffer_bytes(location.ranges, location.n_ranges);
-        if (bytes > shape->slot_bytes)
-            shape->slot_bytes = bytes;
-    }
+    if (map->packed)
+        status = pack_layer(map, number, err);
+    else
+        measure_layer(layer);
     map->n_shards += shape->n_experts; /* at most MAX_LAYERS * MAX_EXPERTS */
+    return status;
+}
+
+/* The container's index and the tensors' names must say the same. */
+static enum ps_status check_packed(const struct shard_map *map, const struct gguf *gguf, struct ps_error *err)
+{
+    if (packed_n_shards(map->packed) != map->n_shards)
+        return ps_error_set(err, PS_ERR_FORMAT, "packed with %" PRIu32 " experts, has %" PRIu32 ": damaged",
+                            packed_n_shards(map->packed), map->n_shards);
+    for (uint32_t i = 0; i < gguf_n_tensors(gguf); i++) {
+        const struct gguf_tensor *tensor = gguf_tensor_at(gguf, i);
+        if (shard_map_owns_tensor(map, i) != (tensor->file == GGUF_NO_FILE))
+            return ps_error_set(err, PS_ERR_FORMAT, "%.80s: packed as %s: damaged", tensor->name,
+                                tensor->file == GGUF_NO_FILE ? "part of the experts" : "part of the trunk");
+    }
     return PS_OK;
 }
 
@@ -381,6 +486,9 @@ static enum ps_status fill_map(struct shard_map *map, const struct gguf *gguf, s
 {
     enum ps_status status = PS_OK;
     uint32_t n_tensors = gguf_n_tensors(gguf);
+    if (map->packed && packed_n_layers(map->packed) != map->n_layers)
+        return ps_error_set(err, PS_ERR_FORMAT, "packed with %" PRIu32 " layers, has %" PRIu32 ": damaged",
+                            packed_n_layers(map->packed), map->n_layers);
     for (uint32_t i = 0; i < map->n_layers; i++) {
         for (uint32_t part = 0; part < SHARD_N_PARTS; part++)
             map->layers[i].place[part].tensor = NO_TENSOR;
@@ -391,7 +499,7 @@ static enum ps_status fill_map(struct shard_map *map, const struct gguf *gguf, s
         status = place_single(map, gguf, i, err);
     for (uint32_t i = 0; status == PS_OK && i < map->n_layers; i++)
         status = finish_layer(map, gguf, i, err);
-    return status;
+    return status == PS_OK && map->packed ? check_packed(map, gguf, err) : status;
 }
 
 enum ps_status shard_map_new(struct shard_map **out, const struct gguf *gguf, uint32_t n_layers,
@@ -405,6 +513,7 @@ enum ps_status shard_map_new(struct shard_map **out, const struct gguf *gguf, ui
     if (!map)
         return ps_error_set(err, PS_ERR_NOMEM, "no memory for the map of experts");
     map->n_layers = n_layers;
+    map->packed = gguf_packed(gguf);
     map->layers = calloc(n_layers + 1ul, sizeof(*map->layers));
     map->owned = calloc(gguf_n_tensors(gguf) / 8 + 1ul, 1);
     enum ps_status status = PS_OK;
@@ -425,8 +534,10 @@ void shard_map_free(struct shard_map *map)
 {
     if (!map)
         return;
-    for (uint32_t i = 0; map->layers && i < map->n_layers; i++)
+    for (uint32_t i = 0; map->layers && i < map->n_layers; i++) {
         free(map->layers[i].singles);
+        free(map->layers[i].packed);
+    }
     free(map->layers);
     free(map->owned);
     free(map);
@@ -465,7 +576,15 @@ uint32_t shard_map_shard_layer(const struct shard_map *map, uint32_t shard)
 void shard_map_locate(const struct shard_map *map, uint32_t layer, uint32_t expert,
                       struct shard_location *out)
 {
-    locate(&map->layers[layer], expert, out);
+    if (map->packed)
+        locate_extent(map, &map->layers[layer], expert, out);
+    else
+        locate_parts(&map->layers[layer], expert, out);
+}
+
+uint64_t shard_map_part_offset(const struct shard_map *map, uint32_t layer, uint32_t expert, uint32_t part)
+{
+    return part_extent(&map->layers[layer], part, expert).offset;
 }
 
 bool shard_map_owns_tensor(const struct shard_map *map, uint32_t tensor_index)

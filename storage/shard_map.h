@@ -4,6 +4,7 @@
  *   fused       blk.L.ffn_gate_up_exps.weight         [cols, 2*rows, n_expert]
  *   per expert  blk.L.ffn_{gate,up,down}.E.weight     (old Mixtral files)
  * each with optional .bias ([rows, n_expert] F32) and .scale ([n_expert] F32).
+ * In a packed container (packed.h) it is one extent, whichever way the GGUF had it.
  * Immutable after shard_map_new; locations are computed, not stored, so the map stays small. */
 #ifndef PENSTOCK_STORAGE_SHARD_MAP_H
 #define PENSTOCK_STORAGE_SHARD_MAP_H
@@ -13,13 +14,15 @@
 
 #include "storage/gguf.h"
 #include "storage/io_reader.h"
+#include "storage/packed.h"
 #include "storage/shard_parts.h"
 #include "storage/status.h"
 
 struct shard_layer {
     uint32_t n_experts;   /* 0: this layer has no routed experts */
     uint32_t first_shard; /* id of expert 0; shard id = first_shard + expert */
-    uint64_t bytes;       /* of one expert, all parts */
+    uint64_t bytes;       /* of one expert, all parts, as computed with */
+    uint64_t read_bytes;  /* to read one, mean: less than bytes where a container holds it compressed */
     uint64_t slot_bytes;  /* memory one of its shards needs in a slot: the sum of aligned spans, worst case */
     struct shard_slice slice[SHARD_N_PARTS];
 };
@@ -29,12 +32,17 @@ struct shard_location {
     uint32_t n_ranges;
     struct io_range ranges[SHARD_N_PARTS]; /* neighbours in the file are merged into one range */
     uint64_t part_offset[SHARD_N_PARTS];   /* bytes into the slot; UINT64_MAX when absent */
+    const struct packed_layout
+        *packed;   /* NULL: of a GGUF. Borrowed from the map. One range, of the extent: where it is
+                                              compressed, parts are in place once it has been unpacked */
+    uint64_t hash; /* of a packed one's extent */
 };
 
 struct shard_map;
 
 /* n_layers: layers to look for, blk.0 .. blk.(n_layers-1). PS_ERR_FORMAT when parts of a layer disagree in
- * expert count or shape, or one is missing; a model without experts gives an empty map. */
+ * expert count or shape, or one is missing, or a container was not packed as these layers ask for; a model without
+ * experts gives an empty map. The directory of a container is borrowed. */
 enum ps_status shard_map_new(struct shard_map **out, const struct gguf *gguf, uint32_t n_layers,
                              struct ps_error *err);
 void shard_map_free(struct shard_map *map);
@@ -46,6 +54,8 @@ uint32_t shard_map_shard_layer(const struct shard_map *map, uint32_t shard); /* 
 /* layer < n_layers, expert < n_experts of it. */
 void shard_map_locate(const struct shard_map *map, uint32_t layer, uint32_t expert,
                       struct shard_location *out);
+/* Where a part that is present begins in its file; of a container, in the GGUF that was packed. */
+uint64_t shard_map_part_offset(const struct shard_map *map, uint32_t layer, uint32_t expert, uint32_t part);
 /* Whether a tensor (by directory index) belongs to an expert; what is left is the trunk. */
 bool shard_map_owns_tensor(const struct shard_map *map, uint32_t tensor_index);
 

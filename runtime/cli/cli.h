@@ -31,6 +31,8 @@ int cmd_bench_sweep(int argc, char **argv);
 int cmd_trace(int argc, char **argv);
 int cmd_simulate(int argc, char **argv);
 int cmd_synth(int argc, char **argv);
+int cmd_pack(int argc, char **argv);
+int cmd_unpack(int argc, char **argv);
 
 /* A command, or a sub-command in a table of its own. */
 struct cli_command {

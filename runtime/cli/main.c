@@ -17,6 +17,8 @@ static const struct cli_command commands[] = {
     {"bench", "measure the drive, decoding and prefill", cmd_bench},
     {"trace", "record which experts every token is sent to", cmd_trace},
     {"simulate", "replay a recording through cache policies and sizes", cmd_simulate},
+    {"pack", "make a container: experts in one piece, checksums, compression, several drives", cmd_pack},
+    {"unpack", "give back the GGUF that a container was made from", cmd_unpack},
     {"synth", "write a model of any shape with random weights", cmd_synth},
     {0},
 };

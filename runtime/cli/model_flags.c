@@ -26,6 +26,9 @@ static const struct flag_word activation_words[] = {
 
 static const struct flag_word prefetch_words[] = {{"auto", PS_PREFETCH_AUTO}, {"off", PS_PREFETCH_OFF}, {0}};
 
+static const struct flag_word verify_words[] = {
+    {"off", PS_VERIFY_OFF}, {"first", PS_VERIFY_FIRST}, {"always", PS_VERIFY_ALWAYS}, {0}};
+
 static const char *cpu_name_at(uint32_t index)
 {
     static const char *const names[] = {"scalar", "avx2", "avx512", "neon"};
@@ -52,6 +55,10 @@ const struct flag MODEL_FLAGS[] = {
     {"queue-depth", 0, FLAG_U32, OPTION(params.queue_depth), "N", .help = "reads in flight; 0: choose",
      .max = 4096, .min = 0},
     {"io-limit", 0, FLAG_SIZE, OPTION(params.io_limit), "RATE", .help = "bytes per second at most; 0: none"},
+    {"verify", 0, FLAG_CHOICE, OPTION(params.verify), "WHEN",
+     .help = "of a packed model: compare checksums each time that bytes are\n"
+             "read, or the first time, which is the default:",
+     .words = verify_words},
     {"cache-policy", 0, FLAG_NAME, OPTION(params.cache_policy), "NAME",
      .help = "which expert leaves the cache:", .name_at = policy_name_at},
     {"prefetch", 0, FLAG_CHOICE, OPTION(params.prefetch), "WHEN",
@@ -189,6 +196,18 @@ static double decode_rate(const struct run_times *t)
     return t->rates && t->decode_steps > 0 ? median_rate(t) : per_second(t->decode_steps, t->decode_s);
 }
 
+static void print_unpacking(const struct ps_stats *s)
+{
+    char text[SIZE_TEXT_SIZE];
+    if (s->checked == 0 && s->bytes_unpacked == 0)
+        return;
+    fprintf(stderr, "packed: %s unpacked in %.2f s, %" PRIu64 " checksums compared in %.2f s",
+            size_format(s->bytes_unpacked, text), s->unpack_s, s->checked, s->check_s);
+    if (s->reread_sound > 0)
+        fprintf(stderr, "; damaged when read first, sound when read again: %" PRIu64, s->reread_sound);
+    fputc('\n', stderr);
+}
+
 void print_summary(const struct loaded_model *m, const struct run_times *times)
 {
     struct ps_stats stats;
@@ -206,6 +225,7 @@ void print_summary(const struct loaded_model *m, const struct run_times *times)
             times->ttft_s, asked > 0 ? 100.0 * (double)stats.expert_hits / (double)asked : 100.0,
             size_format(stats.bytes_demand, text[0]), warm, stats.stall_s,
             size_format(stats.peak_rss_bytes, text[1]), stats.threads, stats.threads_reason);
+    print_unpacking(&stats);
     print_lossy(m);
 }
 
@@ -252,6 +272,9 @@ static bool print_stats(FILE *out, const struct loaded_model *m, const struct ru
         {"bytes_late", s.bytes_late},
         {"bytes_warm", s.bytes_warm},
         {"expert_late", s.expert_late},
+        {"checked", s.checked},
+        {"reread_sound", s.reread_sound},
+        {"bytes_unpacked", s.bytes_unpacked},
         {"predictor_bytes", plan->predictor},
         {"peak_rss_bytes", s.peak_rss_bytes},
         {"budget_bytes", plan->budget},
@@ -283,6 +306,8 @@ static bool print_stats(FILE *out, const struct loaded_model *m, const struct ru
         {"decode_s", t->decode_s},
         {"ttft_s", t->ttft_s},
         {"stall_s", s.stall_s},
+        {"check_s", s.check_s},
+        {"unpack_s", s.unpack_s},
         {"compute_s", s.compute_s},
         {"cache_cycles", plan->cycles},
         {"prefetch_threshold", s.prefetch_threshold},

@@ -14,6 +14,9 @@
 
 enum { F32 = 0, F16 = 1, DENSE = 255, COLS = 64, ROWS = 20, N_EXPERTS = 128, MAX_LAYERS = 4 };
 
+#define CACHE_CONFIG(cache_policy, slots)                                                                    \
+    (&(struct expert_cache_config){.policy = (cache_policy), .min_slots = (slots)})
+
 /* ---- a model, and a cache over it ---- */
 
 struct model {
@@ -100,9 +103,10 @@ static inline struct expert_cache *cache_of(struct model *model, const char *pol
 {
     struct expert_cache_size size;
     struct expert_cache *cache;
-    expert_cache_min_size(model->map, cache_policy_find(policy), n_slots, &size);
+    expert_cache_min_size(model->map, CACHE_CONFIG(cache_policy_find(policy), n_slots), &size);
     assert_int_equal(size.slots, n_slots);
-    assert_int_equal(expert_cache_new(&cache, model->map, model->reader, cache_policy_find(policy), n_slots,
+    assert_int_equal(expert_cache_new(&cache, model->map, model->reader,
+                                      CACHE_CONFIG(cache_policy_find(policy), n_slots),
                                       size.arena_bytes + size.overhead_bytes, NULL),
                      PS_OK);
     return cache;

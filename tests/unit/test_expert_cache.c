@@ -26,14 +26,14 @@ static void fit_is_within_the_budget_monotone_and_wastes_less_than_a_slot(void *
     for (uint32_t p = 0; cache_policy_at(p); p++) {
         const struct cache_policy *policy = cache_policy_at(p);
         struct expert_cache_size least, size, before = {0};
-        expert_cache_min_size(model.map, policy, 3, &least);
+        expert_cache_min_size(model.map, CACHE_CONFIG(policy, 3), &least);
         assert_int_equal(least.slots, 6);
         uint64_t smallest = least.arena_bytes + least.overhead_bytes;
-        assert_false(expert_cache_fit(model.map, policy, 3, smallest - 1, &size));
-        assert_true(expert_cache_fit(model.map, policy, 3, smallest, &size));
+        assert_false(expert_cache_fit(model.map, CACHE_CONFIG(policy, 3), smallest - 1, &size));
+        assert_true(expert_cache_fit(model.map, CACHE_CONFIG(policy, 3), smallest, &size));
         assert_memory_equal(&size, &least, sizeof(size));
         for (uint64_t bytes = smallest; bytes < (uint64_t)16 << 20; bytes += 9973) {
-            assert_true(expert_cache_fit(model.map, policy, 3, bytes, &size));
+            assert_true(expert_cache_fit(model.map, CACHE_CONFIG(policy, 3), bytes, &size));
             assert_true(size.arena_bytes + size.overhead_bytes <= bytes);
             assert_true(size.arena_bytes >= before.arena_bytes && size.slots >= before.slots);
             uint64_t largest_slot = shard_map_layer(model.map, 0)->slot_bytes + 4096;
@@ -57,10 +57,11 @@ static void cache_takes_no_more_heap_than_it_says(void **state)
         for (uint64_t bytes = 1 << 20; bytes <= 16 << 20; bytes *= 2) {
             struct expert_cache *cache;
             struct expert_cache_size fit, size;
-            assert_true(expert_cache_fit(model.map, cache_policy_at(p), 1, bytes, &fit));
+            assert_true(expert_cache_fit(model.map, CACHE_CONFIG(cache_policy_at(p), 1), bytes, &fit));
             struct mallinfo2 before = mallinfo2();
-            assert_int_equal(
-                expert_cache_new(&cache, model.map, model.reader, cache_policy_at(p), 1, bytes, NULL), PS_OK);
+            assert_int_equal(expert_cache_new(&cache, model.map, model.reader,
+                                              CACHE_CONFIG(cache_policy_at(p), 1), bytes, NULL),
+                             PS_OK);
             struct mallinfo2 after = mallinfo2(); /* all zero under a sanitizer's allocator */
             expert_cache_get_size(cache, &size);
             assert_memory_equal(&size, &fit, sizeof(size));
@@ -80,16 +81,17 @@ static void budget_too_small_is_refused_with_the_smallest_that_works(void **stat
     struct expert_cache *cache;
     struct expert_cache_size least;
     struct ps_error err;
-    expert_cache_min_size(model.map, cache_policy_at(0), 8, &least);
+    expert_cache_min_size(model.map, CACHE_CONFIG(cache_policy_at(0), 8), &least);
     unsigned long long smallest = least.arena_bytes + least.overhead_bytes;
-    assert_int_equal(
-        expert_cache_new(&cache, model.map, model.reader, cache_policy_at(0), 8, smallest - 1, &err),
-        PS_ERR_BUDGET);
+    assert_int_equal(expert_cache_new(&cache, model.map, model.reader, CACHE_CONFIG(cache_policy_at(0), 8),
+                                      smallest - 1, &err),
+                     PS_ERR_BUDGET);
     assert_null(cache);
     char number[32];
     snprintf(number, sizeof(number), "%llu", smallest);
     assert_non_null(strstr(err.message, number));
-    assert_int_equal(expert_cache_new(&cache, model.map, model.reader, cache_policy_at(0), 8, smallest, &err),
+    assert_int_equal(expert_cache_new(&cache, model.map, model.reader, CACHE_CONFIG(cache_policy_at(0), 8),
+                                      smallest, &err),
                      PS_OK);
     expert_cache_free(cache);
     expert_cache_free(NULL);
@@ -103,8 +105,9 @@ static void model_without_experts_gives_an_empty_cache(void **state)
     open_model(&model, (const uint8_t[]){DENSE}, 1, IO_BACKEND_THREADS);
     struct expert_cache *cache;
     struct expert_cache_size size;
-    assert_int_equal(expert_cache_new(&cache, model.map, model.reader, cache_policy_at(0), 8, 1 << 20, NULL),
-                     PS_OK);
+    assert_int_equal(
+        expert_cache_new(&cache, model.map, model.reader, CACHE_CONFIG(cache_policy_at(0), 8), 1 << 20, NULL),
+        PS_OK);
     expert_cache_get_size(cache, &size);
     assert_int_equal(size.slots, 0);
     assert_int_equal(size.arena_bytes, 0);
@@ -122,8 +125,9 @@ static void pools_of_two_slot_sizes_share_the_budget_in_proportion(void **state)
              small = shard_map_layer(model.map, 1)->slot_bytes;
     assert_true(small < large);
     struct expert_cache *cache;
-    assert_int_equal(expert_cache_new(&cache, model.map, model.reader, cache_policy_at(0), 1, 4 << 20, NULL),
-                     PS_OK);
+    assert_int_equal(
+        expert_cache_new(&cache, model.map, model.reader, CACHE_CONFIG(cache_policy_at(0), 1), 4 << 20, NULL),
+        PS_OK);
     struct expert_cache_size size;
     expert_cache_get_size(cache, &size);
     /* Two layers of large shards and one of small ones. */
@@ -148,7 +152,8 @@ static void random_walks(struct model *model, const struct cache_policy *policy,
                          uint32_t n_sets)
 {
     struct expert_cache *cache;
-    assert_int_equal(expert_cache_new(&cache, model->map, model->reader, policy, 1, bytes, NULL), PS_OK);
+    assert_int_equal(
+        expert_cache_new(&cache, model->map, model->reader, CACHE_CONFIG(policy, 1), bytes, NULL), PS_OK);
     uint32_t ids[N_EXPERTS], seed = (uint32_t)bytes, n_asked = 0;
     for (uint32_t s = 0; s < n_sets; s++) {
         uint32_t layer = (const uint32_t[]){0, 1, 3}[s % 3];
@@ -172,7 +177,7 @@ static void content_equals_the_file(enum io_backend backend)
     }
     for (uint32_t p = 0; cache_policy_at(p); p++) {
         struct expert_cache_size least;
-        expert_cache_min_size(model.map, cache_policy_at(p), 1, &least);
+        expert_cache_min_size(model.map, CACHE_CONFIG(cache_policy_at(p), 1), &least);
         uint64_t smallest = least.arena_bytes + least.overhead_bytes;
         random_walks(&model, cache_policy_at(p), smallest, 48);
         random_walks(&model, cache_policy_at(p), smallest + (512 << 10), 96);
@@ -648,9 +653,9 @@ static void speculation_at_random_hands_out_what_is_in_the_file(enum io_backend 
         skip();
     }
     struct expert_cache_size size;
-    expert_cache_min_size(model.map, cache_policy_at(0), 12, &size);
+    expert_cache_min_size(model.map, CACHE_CONFIG(cache_policy_at(0), 12), &size);
     struct expert_cache *cache;
-    assert_int_equal(expert_cache_new(&cache, model.map, model.reader, cache_policy_at(0), 12,
+    assert_int_equal(expert_cache_new(&cache, model.map, model.reader, CACHE_CONFIG(cache_policy_at(0), 12),
                                       size.arena_bytes + size.overhead_bytes, NULL),
                      PS_OK);
     static const uint32_t layers[] = {0, 1, 3};

@@ -179,6 +179,93 @@ static void malformed_ranges_fail_in_the_job(void **state)
     free(buffer);
 }
 
+/* ---- progress ---- */
+
+/* A job whose progress is recorded, and what happens to its read at late_at. */
+struct progress {
+    struct probe probe;
+    uint64_t late_at;
+    uint32_t times, hits; /* of the fault there */
+    int64_t result;
+    uint64_t bytes, largest_step;
+    uint32_t steps;
+    bool wrong;
+};
+
+static int64_t delay_one(void *context, const struct io_read *read, int64_t result)
+{
+    struct progress *p = context;
+    if (read->offset != p->late_at || p->hits >= p->times || result <= p->result)
+        return result;
+    p->hits++;
+    uint64_t kept = read->resume + (uint64_t)(p->result > 0 ? p->result : 0);
+    memset(read->buffer + kept, POISON, read->length - kept);
+    return p->result;
+}
+
+/* Each report is of more than the last, of bytes that are there, and none goes past the read that is late. */
+static void note_progress(struct io_job *job, uint64_t bytes)
+{
+    struct progress *p = (struct progress *)((char *)job->owner - offsetof(struct progress, probe));
+    uint64_t step = bytes - p->bytes;
+    struct io_range held = p->probe.range;
+    held.length = bytes < held.length ? bytes : held.length;
+    p->wrong = p->wrong || bytes <= p->bytes || p->probe.times_done > 0 ||
+               (p->hits < p->times && bytes > p->late_at - p->probe.range.offset) ||
+               !range_holds_file_bytes(job->buffer, &held);
+    p->largest_step = step > p->largest_step ? step : p->largest_step;
+    p->bytes = bytes;
+    p->steps++;
+}
+
+static void run_with_progress(struct fixture *fixture, struct progress *p, uint64_t length)
+{
+    sem_t landed;
+    sem_init(&landed, 0, 0);
+    probe_init(&p->probe, &landed, 2 * SPLIT, length, IO_DEMAND);
+    p->probe.job.landed = note_progress;
+    p->bytes = p->largest_step = p->steps = p->hits = 0;
+    set_filter(fixture->reader, delay_one, p);
+    io_reader_submit(fixture->reader, &p->probe.job);
+    wait_for(&landed, 1);
+    probe_deinit(&p->probe);
+    sem_destroy(&landed);
+}
+
+static void progress_is_what_is_in_memory_without_a_gap(void **state)
+{
+    struct fixture *fixture = *state;
+    enum { READS = 12, LENGTH = READS * SPLIT - 5000 };
+    open_reader(fixture, (struct io_reader_config){.queue_depth = 6});
+    struct progress p = {.late_at = UINT64_MAX};
+    run_with_progress(fixture, &p, LENGTH);
+    assert_false(p.wrong);
+    assert_in_range(p.steps, 1, READS);
+    assert_int_equal(p.bytes, io_range_span(p.probe.range.offset, LENGTH));
+
+    for (uint32_t late = 0; late < READS;
+         late += 4) { /* it waits until the other reads under way have landed */
+        p = (struct progress){.late_at = (2 + late) * SPLIT, .times = 6, .result = -EAGAIN};
+        run_with_progress(fixture, &p, LENGTH);
+        assert_false(p.wrong);
+        assert_int_equal(p.hits, p.times);
+        assert_int_equal(p.probe.job.status, PS_OK);
+        assert_int_equal(p.bytes, io_range_span(p.probe.range.offset, LENGTH));
+        assert_true(p.largest_step >= 2 * SPLIT);
+    }
+    p = (struct progress){.late_at = 4 * SPLIT, .times = 3, .result = SPLIT / 4}; /* short */
+    run_with_progress(fixture, &p, LENGTH);
+    assert_false(p.wrong);
+    assert_int_equal(p.hits, p.times);
+    assert_int_equal(p.bytes, io_range_span(p.probe.range.offset, LENGTH));
+
+    p = (struct progress){.late_at = 5 * SPLIT, .times = UINT32_MAX, .result = -EFAULT};
+    run_with_progress(fixture, &p, LENGTH);
+    assert_int_equal(p.probe.job.status, PS_ERR_IO);
+    assert_false(p.wrong);
+    assert_true(p.bytes <= 3 * SPLIT);
+}
+
 /* ---- throttle, memory, page cache ---- */
 
 static void limited_reader_keeps_its_rate_without_spinning(void **state)
@@ -277,6 +364,7 @@ int main(void)
         PROMISE(file_that_refuses_direct_reads_is_read_buffered),
         PROMISE(truncated_file_is_reported_not_delivered),
         PROMISE(malformed_ranges_fail_in_the_job),
+        PROMISE(progress_is_what_is_in_memory_without_a_gap),
         PROMISE(limited_reader_keeps_its_rate_without_spinning),
         PROMISE(limited_reader_saves_nothing_up_while_idle),
         PROMISE(page_cache_does_not_grow),

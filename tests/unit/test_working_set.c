@@ -542,14 +542,15 @@ static void slots_of_every_size_are_filled(void **state)
     const struct cache_policy *policy = cache_policy_find("decay");
     struct expert_cache_size size;
     struct expert_cache *cache;
-    expert_cache_min_size(model.map, policy, 20, &size);
+    expert_cache_min_size(model.map, CACHE_CONFIG(policy, 20), &size);
     assert_int_equal(size.slots, 40);
     uint64_t bytes = size.arena_bytes + size.overhead_bytes;
     struct working_set_entry entries[3 * N_EXPERTS];
     struct working_set all = {MODEL, "decay", 0, entries};
     for (uint32_t shard = 0; shard < 3 * N_EXPERTS; shard++)
         entries[all.n++] = (struct working_set_entry){.shard = shard, .score = 100};
-    assert_int_equal(expert_cache_new(&cache, model.map, model.reader, policy, 20, bytes, NULL), PS_OK);
+    assert_int_equal(expert_cache_new(&cache, model.map, model.reader, CACHE_CONFIG(policy, 20), bytes, NULL),
+                     PS_OK);
     preload(&model, cache, &all);
     wait_until_resident(&model, cache, 4, 40);
     expert_cache_free(cache);
