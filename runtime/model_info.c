@@ -90,6 +90,7 @@ static void fill_sizes(const struct ps_model *model, struct ps_model_info *info)
     info->n_params_active -= params_not_looked_up(model);
     for (uint32_t i = 0; i < gguf_n_files(model->gguf); i++)
         info->file_bytes += gguf_file_size(model->gguf, i);
+    info->unpacked_bytes = gguf_packed(model->gguf) ? gguf_unpacked_bytes(model->gguf) : info->file_bytes;
 }
 
 static void fill_shards(const struct ps_model *model, struct ps_model_info *info)
@@ -103,7 +104,8 @@ static void fill_shards(const struct ps_model *model, struct ps_model_info *info
             info->shard_bytes_min = layer->bytes;
         if (layer->bytes > info->shard_bytes_max)
             info->shard_bytes_max = layer->bytes;
-        info->token_cycle_bytes += layer->bytes * model->hp.n_expert_used;
+        info->token_cycle_bytes += layer->read_bytes * model->hp.n_expert_used;
+        info->token_cycle_unpacked_bytes += layer->bytes * model->hp.n_expert_used;
     }
 }
 
@@ -183,6 +185,7 @@ bool ps_model_expert_layer(const struct ps_model *model, uint32_t moe_layer, str
             .n_experts = layer->n_experts,
             .pool = expert_cache_layer_pool(model->shards, l),
             .bytes = layer->bytes,
+            .read_bytes = layer->read_bytes,
         };
         return true;
     }

@@ -101,14 +101,16 @@ struct ps_model_info {
     uint32_t n_head, n_kv_head, head_dim;
     uint32_t n_ff; /* dense FFN width; 0 when there is none */
     uint32_t n_expert, n_expert_used, n_ff_expert, n_ff_shared;
-    uint64_t n_params, n_params_active;        /* weights in all / used per token */
-    uint64_t file_bytes;                       /* over all parts */
-    uint32_t n_files;                          /* */
-    uint64_t trunk_bytes;                      /* weights that every token needs */
-    uint64_t expert_bytes;                     /* all routed experts */
-    uint32_t n_shards;                         /* experts over all layers */
-    uint64_t shard_bytes_min, shard_bytes_max; /* one expert */
+    uint64_t n_params, n_params_active; /* weights in all / used per token */
+    uint64_t file_bytes;                /* over all parts */
+    uint64_t unpacked_bytes;            /* likewise; of a packed container: of the GGUF it was made from */
+    uint32_t n_files;                   /* */
+    uint64_t trunk_bytes;               /* weights that every token needs */
+    uint64_t expert_bytes;              /* all routed experts, unpacked */
+    uint32_t n_shards;                  /* experts over all layers */
+    uint64_t shard_bytes_min, shard_bytes_max; /* one expert, unpacked */
     uint64_t token_cycle_bytes;                /* what one token reads with no cache */
+    uint64_t token_cycle_unpacked_bytes;       /* what it computes with of that; the same unless compressed */
     uint64_t kv_token_bytes_f32,
         kv_token_bytes_f16;       /* KV cache per token, of layers that see all of the past */
     uint64_t kv_token_bytes_q8_0; /* likewise */
@@ -136,7 +138,7 @@ struct ps_plan {
     uint32_t trunk_layers_resident; /* of n_layers; the others are streamed in order */
     uint64_t trunk_streamed_bytes;  /* of those, read for each token */
     uint64_t token_cycle_bytes;     /* what one token reads with no cache, by top_k */
-    double cycles;                  /* cache in token cycles; below 1 LRU would hit nothing */
+    double cycles;                  /* cache in what one token computes with; below 1 LRU would hit nothing */
 };
 
 /* Reads the header of path (or of all parts of a split model). */
@@ -146,11 +148,41 @@ const struct ps_model_info *ps_model_info(const struct ps_model *model);
 /* How the experts of one MoE layer are kept. */
 struct ps_expert_layer {
     uint32_t n_experts;
-    uint32_t pool;  /* layers with experts of about one size share the slots of a pool; from 0 */
-    uint64_t bytes; /* one expert, as in the file */
+    uint32_t pool;       /* layers with experts of about one size share the slots of a pool; from 0 */
+    uint64_t bytes;      /* one expert */
+    uint64_t read_bytes; /* to read one, mean; less than bytes where a container holds it compressed */
 };
 /* moe_layer counts MoE layers from 0. False: no such layer. */
 bool ps_model_expert_layer(const struct ps_model *model, uint32_t moe_layer, struct ps_expert_layer *out);
+
+/* ---- packed containers ---- */
+
+struct ps_packing {
+    uint32_t version;
+    const char *note; /* JSON: how it was packed; not 0-terminated. Lives as long as the model */
+    uint64_t note_bytes;
+};
+/* False: the model is a GGUF. */
+bool ps_model_packing(const struct ps_model *model, struct ps_packing *out);
+
+enum { PS_MAX_PARTS = 12 };
+/* The experts of a layer of a container. A part is a matrix, or its biases or scales. */
+struct ps_packed_layer {
+    uint64_t bytes;        /* of all its experts, unpacked */
+    uint64_t stored_bytes; /* likewise, as they are in the files */
+    uint32_t n_parts;
+    struct {
+        const char *name, *type, *codec; /* "gate", "bf16", "zstd-floats" */
+        uint64_t bytes;                  /* of all experts, unpacked */
+    } part[PS_MAX_PARTS];
+};
+/* moe_layer counts MoE layers from 0. False: no such layer, or the model is a GGUF. */
+bool ps_model_packed_layer(const struct ps_model *model, uint32_t moe_layer, struct ps_packed_layer *out);
+
+/* ---- */
+
+/* Path and size of one of the model's files; file < n_files. */
+const char *ps_model_file(const struct ps_model *model, uint32_t file, uint64_t *bytes);
 /* Divides the budget without allocating; PS_ERR_BUDGET names the smallest that works (also in plan->minimum). */
 enum ps_status ps_model_plan(struct ps_model *model, const struct ps_model_params *params,
                              struct ps_plan *plan, struct ps_error *err);

@@ -212,7 +212,8 @@ enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_p
     plan->unused = left - plan->cache;
     if (model->info.token_cycle_bytes > 0) {
         plan->token_cycle_bytes = model->info.token_cycle_bytes / model->hp.n_expert_used * r->top_k;
-        plan->cycles = (double)size.arena_bytes / (double)plan->token_cycle_bytes;
+        uint64_t held = model->info.token_cycle_unpacked_bytes / model->hp.n_expert_used * r->top_k;
+        plan->cycles = (double)size.arena_bytes / (double)held;
     }
     return PS_OK;
 }

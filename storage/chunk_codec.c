@@ -36,6 +36,11 @@ bool chunk_codec_takes(enum chunk_codec codec, uint32_t stride)
     return !CODECS[codec].regroups || regroup_takes(CODECS[codec].how, stride);
 }
 
+bool chunk_level_valid(int level)
+{
+    return level >= ZSTD_minCLevel() && level <= ZSTD_maxCLevel();
+}
+
 enum {
     LITERALS_CODED = 1, /* ZSTD_ps_enable; before 1.5.1 it was ZSTD_lcm_huffman */
     BLOCK_HEADER_BYTES = 3,

@@ -28,9 +28,11 @@ const char *chunk_codec_name(uint32_t codec); /* "raw", "zstd", "zstd-bytes", ..
 /* Whether it can be had for a stride (bytes, 1 .. CHUNK_BYTES). */
 bool chunk_codec_takes(enum chunk_codec codec, uint32_t stride);
 
+bool chunk_level_valid(int level); /* of zstd */
+
 /* One per thread. */
 struct chunk_encoder;
-struct chunk_encoder *chunk_encoder_new(int level); /* of zstd; NULL: no memory */
+struct chunk_encoder *chunk_encoder_new(int level); /* a valid one; NULL: no memory */
 void chunk_encoder_free(struct chunk_encoder *encoder);
 /* src: bytes <= CHUNK_BYTES, whole strides. dst: room for bytes. Returns the stored size, less than bytes; 0: it does not
  * shrink. Not CHUNK_RAW. The same input gives the same output. */

@@ -5,6 +5,7 @@
 #include <jansson.h>
 
 #include "runtime/cli/cli.h"
+#include "runtime/cli/inspect_packed.h"
 #include "runtime/cli/model_flags.h"
 #include "runtime/size_text.h"
 
@@ -42,7 +43,7 @@ static enum ps_status make_plans(struct ps_model *model, const struct inspect_op
                                  struct plans *plans, struct ps_error *err)
 {
     struct ps_model_params params = o->model.params;
-    uint64_t file = ps_model_info(model)->file_bytes;
+    uint64_t file = ps_model_info(model)->unpacked_bytes;
     struct ps_plan probe;
     enum ps_status status = PS_OK;
     if (one) {
@@ -82,8 +83,9 @@ static json_t *plan_json(const struct ps_plan *p)
                      "trunk_layers_resident", (int)p->trunk_layers_resident, "cycles", p->cycles);
 }
 
-static int print_json(const struct ps_model_info *info, const struct plans *plans)
+static int print_json(const struct ps_model *model, const struct plans *plans)
 {
+    const struct ps_model_info *info = ps_model_info(model);
     json_t *list = json_array();
     for (uint32_t i = 0; i < plans->n; i++)
         json_array_append_new(list, plan_json(&plans->plan[i]));
@@ -125,6 +127,8 @@ static int print_json(const struct ps_model_info *info, const struct plans *plan
         json_object_set_new(root, counts[i].key, json_integer((json_int_t)counts[i].value));
     if (root)
         json_object_set_new(root, "has_tokenizer", json_boolean(info->has_text));
+    if (root)
+        json_object_set_new(root, "packed", inspect_packed_json(model));
     char *text =
         root && json_object_set_new(root, "plans", list) == 0 ? json_dumps(root, JSON_INDENT(1)) : NULL;
     if (!root)
@@ -199,8 +203,8 @@ int cmd_inspect(int argc, char **argv)
     model_options_default(&options.model);
     options.model.params.ram = UINT64_MAX; /* not given */
     const struct flag_group groups[] = {{NULL, inspect_rows, &options}, {0}};
-    const struct flag_positional positionals[] = {{"FILE", &options.file, "the model, a GGUF file", true},
-                                                  {0}};
+    const struct flag_positional positionals[] = {
+        {"FILE", &options.file, "the model, a GGUF file or a packed one", true}, {0}};
     const struct flag_spec spec = {
         .command = "inspect",
         .summary = "Says what is in a model file, from its header alone, and how memory would be used.",
@@ -218,9 +222,10 @@ int cmd_inspect(int argc, char **argv)
     if (make_plans(model, &options, options.model.params.ram != UINT64_MAX, &plans, &err) != PS_OK) {
         exit_code = cli_status(&err);
     } else if (options.json) {
-        exit_code = print_json(ps_model_info(model), &plans);
+        exit_code = print_json(model, &plans);
     } else {
         print_info(ps_model_info(model));
+        inspect_packed_print(model);
         print_plans(&plans, ps_model_info(model));
         exit_code = CLI_OK;
     }

@@ -151,7 +151,7 @@ static enum ps_status default_budgets(struct plan *p, struct ps_error *err)
         return status;
     double least =
         (double)plan.minimum * 33 / 32; /* a process that has grown a little by the next plan still fits */
-    params.ram = 2 * ps_model_info(p->model)->file_bytes + 2 * plan.minimum;
+    params.ram = 2 * ps_model_info(p->model)->unpacked_bytes + 2 * plan.minimum;
     if ((status = ps_model_plan(p->model, &params, &plan, err)) != PS_OK)
         return status;
     double most = fmin((double)(plan.budget - plan.unused) * 1.01, (double)p->available);

@@ -85,6 +85,7 @@ struct simulation {
     uint32_t cycle;      /* experts that one token asks for: most of the trace */
     uint64_t counted;    /* tokens */
     double expert_bytes; /* mean; 0: not known */
+    double read_bytes;   /* to read one, mean; less where a container holds them compressed */
     bool equal_sizes;
     struct budget budgets[MAX_BUDGETS];
     uint32_t n_budgets;
@@ -241,6 +242,7 @@ static int match_model(struct simulation *s)
         ps_model_expert_layer(s->model, l, &layer);
         s->trace->expert_bytes[l] = layer.bytes;
         s->trace->pool[l] = layer.pool;
+        s->read_bytes += (double)layer.n_experts * (double)layer.read_bytes; /* divided in measure_sizes() */
     }
     return set_experts(s, info->n_expert, "--model");
 }
@@ -261,6 +263,8 @@ static void measure_sizes(struct simulation *s)
         s->expert_bytes = (double)s->options->expert_bytes;
         s->equal_sizes = true;
     }
+    bool as_the_model = s->model && s->options->expert_bytes == 0;
+    s->read_bytes = as_the_model ? s->read_bytes / s->n_shards : s->expert_bytes;
     uint32_t asked = 0;
     for (uint64_t v = 0; v < t->n_visits; v++) {
         asked =
@@ -329,7 +333,7 @@ static void rate_outcome(const struct simulation *s, struct outcome *out)
     double misses = (double)(result->accesses - result->hits) / (double)result->tokens;
     out->hit_rate = (double)result->hits / (double)result->accesses;
     out->gap_closed = NAN;
-    out->read = s->expert_bytes > 0.0 ? misses * s->expert_bytes : NAN;
+    out->read = s->read_bytes > 0.0 ? misses * s->read_bytes : NAN;
     double reading = s->options->io_rate > 0 ? out->read / (double)s->options->io_rate : NAN;
     double computing = (double)s->options->compute_ms / 1e3;
     double seconds = isnan(reading) || reading > computing ? reading : computing;
@@ -416,14 +420,16 @@ static void number_or_dash(double value, const char *format, char text[SIZE_TEXT
 static void print_facts(const struct simulation *s)
 {
     const struct route_trace *t = s->trace;
-    char size[SIZE_TEXT_SIZE];
+    char size[SIZE_TEXT_SIZE], text[SIZE_TEXT_SIZE], read[SIZE_TEXT_SIZE + 16] = "";
     double mean = s->expert_bytes > 0.0 ? s->expert_bytes : NAN;
+    if (s->read_bytes != s->expert_bytes)
+        snprintf(read, sizeof(read), " (%s to read)", size_or_dash(s->read_bytes, text));
     cli_printf("%s%s%" PRIu64 " tokens, %" PRIu64
-               " counted; %u experts in %u layers%s, top-%u, %s each%s; a token asks "
+               " counted; %u experts in %u layers%s, top-%u, %s each%s%s; a token asks "
                "for %u\n",
                t->model, t->model[0] ? ": " : "", t->n_tokens, s->counted, s->n_shards, t->n_layers,
                t->n_experts_known || s->options->experts > 0 || s->model ? "" : " (as far as chosen)",
-               t->top_k, size_or_dash(mean, size),
+               t->top_k, size_or_dash(mean, size), read,
                s->equal_sizes ? "" : " on average, by which slots and reads are counted", s->cycle);
     for (uint32_t d = 0; d < PS_PREDICTION_DISTANCES; d++) {
         double recall = prediction_recall(t, d);
@@ -486,13 +492,14 @@ static int print_json(const struct simulation *s)
     for (uint32_t d = 0; d < PS_PREDICTION_DISTANCES; d++)
         json_array_append_new(recalls, number_or_null(prediction_recall(t, d)));
     json_t *root = json_pack(
-        "{s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:b, s:o, s:o, s:o, s:o}", "model",
+        "{s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:b, s:o, s:o, s:o, s:o}", "model",
         model ? model : json_null(), "tokens", (json_int_t)t->n_tokens, "counted", (json_int_t)s->counted,
         "layers", (json_int_t)t->n_layers, "experts", (json_int_t)s->n_shards, "top_k", (json_int_t)t->top_k,
         "token_cycle", (json_int_t)s->cycle, "expert_bytes",
-        number_or_null(s->expert_bytes > 0.0 ? s->expert_bytes : NAN), "equal_sizes", s->equal_sizes,
-        "io_rate", count_or_null(s->options->io_rate), "compute_ms",
-        json_real((double)s->options->compute_ms), "prediction_recall", recalls, "results", results);
+        number_or_null(s->expert_bytes > 0.0 ? s->expert_bytes : NAN), "read_bytes",
+        number_or_null(s->read_bytes > 0.0 ? s->read_bytes : NAN), "equal_sizes", s->equal_sizes, "io_rate",
+        count_or_null(s->options->io_rate), "compute_ms", json_real((double)s->options->compute_ms),
+        "prediction_recall", recalls, "results", results);
     char *text = root ? json_dumps(root, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) : NULL;
     json_decref(root);
     if (!text)

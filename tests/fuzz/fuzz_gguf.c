@@ -1,4 +1,5 @@
-/* Fuzz target: any bytes as a GGUF file, through the directory, the shard map and the trunk layout.
+/* Fuzz target: any bytes as a GGUF file or a packed container, through the directory, the shard map and the trunk
+ * layout. Containers are signed before use: no change to one would get past its checksums.
  *
  * With clang: -fsanitize=fuzzer,address,undefined. With FUZZ_REPLAY it has a main of its own, for any compiler:
  *     fuzz_gguf [-n COUNT] FILE...      each file as it is, then COUNT damaged copies of it (default 1000)
@@ -11,6 +12,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <xxhash.h>
+
+#include "storage/packed_internal.h"
 #include "storage/shard_map.h"
 
 enum {
@@ -93,7 +97,10 @@ static void use_tensors(const struct gguf *gguf, const struct shard_map *map)
     for (uint32_t i = 0; i < n_tensors; i++) {
         const struct gguf_tensor *tensor = gguf_tensor_at(gguf, i);
         require(gguf_tensor_find(gguf, tensor->name) == tensor);
-        require(tensor->offset + tensor->bytes <= gguf_file_size(gguf, tensor->file));
+        bool placed = tensor->file != GGUF_NO_FILE;
+        require(placed || (gguf_packed(gguf) && shard_map_owns_tensor(map, i)));
+        require(tensor->offset + tensor->bytes <=
+                (placed ? gguf_file_size(gguf, tensor->file) : gguf_unpacked_bytes(gguf)));
         if (!shard_map_owns_tensor(map, i))
             trunk[n++] = i;
     }
@@ -115,7 +122,8 @@ static void use_file(const char *path)
         return;
     }
     use_values(gguf);
-    if (shard_map_new(&map, gguf, 64, &err) == PS_OK) {
+    const struct packed *packed = gguf_packed(gguf);
+    if (shard_map_new(&map, gguf, packed ? packed_n_layers(packed) : 64, &err) == PS_OK) {
         use_map(gguf, map);
         use_tensors(gguf, map);
         shard_map_free(map);
@@ -123,18 +131,50 @@ static void use_file(const char *path)
     gguf_free(gguf);
 }
 
+/* Sets the sizes and checksums of a container that is followed by zeros up to file_bytes, as far as places in it are
+ * in `data`. */
+static void sign(uint8_t *data, size_t bytes, uint64_t file_bytes)
+{
+    if (bytes < IO_ALIGN || memcmp(data, PACKED_MAIN_MAGIC, PACKED_MAGIC_BYTES) != 0)
+        return;
+    memcpy(data + PACKED_AT_FILE_BYTES, &file_bytes, sizeof(file_bytes));
+    static const uint32_t places[] = {PACKED_AT_INDEX, PACKED_AT_HEADER};
+    for (uint32_t i = 0; i < 2; i++) {
+        uint64_t place[2];
+        memcpy(place, data + places[i], sizeof(place));
+        if (place[0] > bytes || place[1] > bytes - place[0])
+            continue;
+        if (i == 0 && place[1] >= PACKED_INDEX_COUNTS + sizeof(file_bytes))
+            memcpy(data + place[0] + PACKED_INDEX_COUNTS, &file_bytes, sizeof(file_bytes));
+        uint64_t hash = XXH3_64bits(data + place[0], place[1]);
+        memcpy(data + places[i] + sizeof(place), &hash, sizeof(hash));
+    }
+    uint64_t hash = XXH3_64bits(data, PACKED_AT_MAIN_HASH);
+    memcpy(data + PACKED_AT_MAIN_HASH, &hash, sizeof(hash));
+}
+
+static void use_bytes(int fd, const char *path, const uint8_t *data, size_t bytes, uint64_t file_bytes)
+{
+    uint8_t *copy = malloc(bytes + 1);
+    require(copy != NULL);
+    memcpy(copy, data, bytes);
+    sign(copy, bytes, file_bytes);
+    require(ftruncate(fd, 0) == 0 && pwrite(fd, copy, bytes, 0) == (ssize_t)bytes);
+    require(ftruncate(fd, (off_t)file_bytes) == 0);
+    free(copy);
+    use_file(path);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     static int fd = -1; /* one file for all inputs: they are many */
     if (fd < 0)
         fd = memfd_create("fuzz_gguf", MFD_CLOEXEC);
-    require(fd >= 0 && ftruncate(fd, 0) == 0);
-    require(pwrite(fd, data, bytes, 0) == (ssize_t)bytes);
+    require(fd >= 0);
     char path[64];
     snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    use_file(path);
-    require(ftruncate(fd, (off_t)(bytes + SPARSE_TAIL)) == 0);
-    use_file(path);
+    use_bytes(fd, path, data, bytes, bytes);
+    use_bytes(fd, path, data, bytes, bytes + SPARSE_TAIL);
     return 0;
 }
 
