@@ -29,10 +29,11 @@ static void add(struct histogram *sum, const struct histogram *h)
         sum->count[i] += h->count[i];
 }
 
-/* Bits, about: the entropy, half a byte for each symbol of the code's table, and the headers; at most what it takes uncoded. */
+/* Bits, about: the entropy, half a byte for each symbol of the code's table, and the headers; at most what it takes uncoded.
+ * 50 bytes more for every code: so much has to be saved for the time that the decoder takes to set one up. */
 static float cost(const struct histogram *h)
 {
-    enum { HEADER_BITS = 24, CODED_BITS = HEADER_BITS + 400, SYMBOL_BITS = 4 };
+    enum { HEADER_BITS = 24, CODED_BITS = HEADER_BITS + 50 * 8, SYMBOL_BITS = 4 };
     float coded = CODED_BITS, total = log2f((float)h->bytes);
     for (int i = 0; i < 256; i++) {
         if (h->count[i] > 0)

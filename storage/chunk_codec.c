@@ -70,8 +70,6 @@ static ZSTD_CCtx *context_new(int level)
         {ZSTD_c_blockDelimiters, ZSTD_sf_explicitBlockDelimiters},
         /* Negative levels would store literals as they are, but they are nearly all there is to compress. */
         {ZSTD_c_literalCompressionMode, LITERALS_CODED},
-        /* In noise of few bits a byte, shorter matches are chance: they cost more than the literals and decode at half the rate. */
-        {ZSTD_c_minMatch, 7},
     };
     ZSTD_CCtx *context = ZSTD_createCCtx();
     for (size_t i = 0; context && i < sizeof(parameters) / sizeof(parameters[0]); i++) {
@@ -135,7 +133,7 @@ uint32_t chunk_encode(struct chunk_encoder *encoder, enum chunk_codec codec, uin
     size_t stored = ZSTD_compress2(encoder->matching, encoder->packed[0], encoder->packed_bytes, src, bytes);
     size_t coded = encode_blocks(encoder, src, bytes, row_bytes);
     const uint8_t *best = encoder->packed[0];
-    /* Matches slow the decoder down: they have to save something. */
+    /* In noise of few bits a byte, matches are chance: they cost more than what they replace and decode at half the rate. */
     if (!ZSTD_isError(coded) && (ZSTD_isError(stored) || coded - coded / 64 <= stored)) {
         best = encoder->packed[1];
         stored = coded;

@@ -6,7 +6,7 @@
  * yet at most half the cores: the others compute, and two threads of one core are not two. How much of the unpacking
  * displaces computing is not known when packing: none of it while all wait for the drive, all of it where experts that
  * are in memory are computed meanwhile. Half is charged. So at 1 GB/s and with two cores, BF16 (0.66 at 4 GB/s) is predicted to gain
- * 1.35 where 1.5 is possible, and Q4_K (0.955 at 4 GB/s) is left alone: 4 % are not worth the cores. With the 3 % asked for in
+ * 1.37 where 1.5 is possible, and Q4_K (0.955 at 5 GB/s) is left alone: 4 % are not worth the cores. With the 3 % asked for in
  * addition, what is kept had to be mispredicted by a lot to be slower than plain. */
 #include "storage/pack_choice.h"
 
