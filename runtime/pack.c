@@ -118,15 +118,15 @@ static void release(struct packing *p)
 }
 
 /* Decides, or takes over what was decided. */
-static enum ps_status settle(struct packing *p, const struct pack_params *params, enum pack_start start,
-                             struct ps_error *err)
+static enum ps_status settle(struct packing *p, struct ps_model *model, const struct pack_params *params,
+                             enum pack_start start, struct ps_error *err)
 {
     struct pack_writer *writer = p->pipeline.writer;
-    const struct shard_map *shards = p->pipeline.model->shards;
+    const struct shard_map *shards = model->shards;
     enum ps_status status = PS_OK;
     if (start != PACK_RESUMED) {
         struct pack_decisions decisions = {0};
-        status = pack_decide(p->pipeline.model, p->pipeline.reader, params, &decisions, err);
+        status = pack_decide(model, p->pipeline.reader, params, &decisions, err);
         if (status == PS_OK)
             status = pack_writer_decide(writer, &decisions, err);
         free((void *)decisions.codecs);
@@ -157,7 +157,7 @@ static void sum_up(const struct packing *p, struct pack_result *result)
     result->extent_bytes = pack_writer_extent_bytes(p->pipeline.writer);
 }
 
-enum ps_status pack_model(const struct ps_model *model, const struct pack_params *params,
+enum ps_status pack_model(struct ps_model *model, const struct pack_params *params,
                           struct pack_result *result, struct ps_error *err)
 {
     struct packing p = {0};
@@ -167,7 +167,7 @@ enum ps_status pack_model(const struct ps_model *model, const struct pack_params
     if (status == PS_OK)
         status = pack_writer_new(&p.pipeline.writer, &p.plan, &result->start, err);
     if (status == PS_OK && result->start != PACK_COMPLETED) {
-        status = settle(&p, params, result->start, err);
+        status = settle(&p, model, params, result->start, err);
         if (status == PS_OK)
             status = pack_pipeline_run(&p.pipeline, err);
         if (status == PS_OK)

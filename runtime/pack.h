@@ -46,7 +46,7 @@ struct pack_result {
 /* Opened, not loaded. A pack that was killed or cancelled goes on where it was when it is called with the same
  * parameters; after any other failure nothing is left. PS_ERR_CANCELLED; PS_ERR_ARGUMENT: a name is taken, or the trace is of
  * another model; PS_ERR_IO: no room, a read or write failed; PS_ERR_NOMEM. */
-enum ps_status pack_model(const struct ps_model *model, const struct pack_params *params,
+enum ps_status pack_model(struct ps_model *model, const struct pack_params *params,
                           struct pack_result *result, struct ps_error *err);
 
 #endif

@@ -9,9 +9,9 @@
 /* The level that experts are compressed with. */
 int pack_level(uint32_t zstd);
 
-/* Fills decisions, whose codecs and note the caller frees. reader: of the model's files. */
-enum ps_status pack_decide(const struct ps_model *model, struct io_reader *reader,
-                           const struct pack_params *params, struct pack_decisions *decisions,
-                           struct ps_error *err);
+/* Fills decisions, whose codecs and note the caller frees. reader: of the model's files; the model, which is not loaded, is
+ * as before afterwards. */
+enum ps_status pack_decide(struct ps_model *model, struct io_reader *reader, const struct pack_params *params,
+                           struct pack_decisions *decisions, struct ps_error *err);
 
 #endif

@@ -68,6 +68,7 @@ struct command {
     const char *stripes[MAX_STRIPES];
     uint32_t n_stripes;
     struct transfer_progress progress;
+    json_t *note; /* what was decided, and why */
 };
 
 /* False, with *exit_code: an empty name, or too many. */
@@ -91,16 +92,54 @@ static bool split_stripes(struct command *c, int *exit_code)
     return true;
 }
 
+static double number_of(const json_t *object, const char *key)
+{
+    return json_number_value(json_object_get(object, key));
+}
+
+static const char *text_of(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? text : "?";
+}
+
+/* A line per part, type and codec that was measured; * marks those that are used. */
+static void print_figures(json_t *note)
+{
+    json_t *kind, *figures, *kinds = json_object_get(note, "kinds");
+    size_t i;
+    const char *codec;
+    cli_printf("%.0f MB/s from the drive, %.0f cores; * what is used\n", number_of(note, "read_rate") / 1e6,
+               number_of(note, "cores"));
+    cli_printf("  %-14s %-8s %-14s %7s %12s %6s\n", "part", "type", "codec", "ratio", "unpack MB/s", "gain");
+    json_array_foreach(kinds, i, kind)
+    {
+        json_object_foreach(json_object_get(kind, "codecs"), codec, figures)
+        {
+            bool used = strcmp(codec, text_of(kind, "codec")) == 0;
+            cli_printf("%c %-14s %-8s %-14s %7.4f %12.0f %6.3f\n", used ? '*' : ' ', text_of(kind, "part"),
+                       text_of(kind, "type"), codec, number_of(figures, "ratio"),
+                       number_of(figures, "decode_mb_s"), number_of(figures, "predicted_gain"));
+        }
+    }
+    cli_printf("reading and unpacking is predicted to be %.3f times as fast as reading alone\n",
+               number_of(note, "predicted_gain"));
+}
+
 static void on_started(void *ctx, enum pack_start start, const struct pack_decisions *decisions)
 {
     struct command *c = ctx;
-    (void)decisions;
+    c->note = json_loadb(decisions->note, decisions->note_bytes, 0, NULL);
     if (start == PACK_RESUMED)
         fprintf(stderr, "%s: going on where an earlier pack was interrupted\n", c->options.output);
     if (start == PACK_STARTED_OVER)
         fprintf(stderr,
                 "%s: starting over: what an interrupted pack left was of other options or another source\n",
                 c->options.output);
+    if (!c->options.json && json_object_get(c->note, "predicted_gain")) {
+        print_figures(c->note);
+        cli_flush();
+    }
     transfer_progress_begin(&c->progress, c->options.output);
 }
 
@@ -122,6 +161,8 @@ static void print_json(const struct command *c, const struct pack_result *r)
         "packed_bytes", (json_int_t)r->packed_bytes, "trunk_bytes", (json_int_t)r->trunk_bytes,
         "expert_bytes", (json_int_t)r->expert_bytes, "extent_bytes", (json_int_t)r->extent_bytes, "experts",
         (json_int_t)r->n_experts, "files", (json_int_t)r->n_files, "seconds", r->seconds);
+    if (c->note)
+        json_object_set(object, "note", c->note);
     char *text = object ? json_dumps(object, JSON_COMPACT) : NULL;
     if (text)
         cli_printf("%s\n", text);
@@ -202,5 +243,6 @@ int cmd_pack(int argc, char **argv)
     if (split_stripes(&c, &exit_code))
         exit_code = pack(&c);
     free(c.stripe_list);
+    json_decref(c.note);
     return exit_code;
 }

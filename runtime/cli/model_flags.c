@@ -201,8 +201,9 @@ static void print_unpacking(const struct ps_stats *s)
     char text[SIZE_TEXT_SIZE];
     if (s->checked == 0 && s->bytes_unpacked == 0)
         return;
-    fprintf(stderr, "packed: %s unpacked in %.2f s, %" PRIu64 " checksums compared in %.2f s",
-            size_format(s->bytes_unpacked, text), s->unpack_s, s->checked, s->check_s);
+    fprintf(stderr, "packed: %" PRIu64 " checksums compared in %.2f s", s->checked, s->check_s);
+    if (s->bytes_unpacked > 0)
+        fprintf(stderr, ", %s unpacked in %.2f s", size_format(s->bytes_unpacked, text), s->unpack_s);
     if (s->reread_sound > 0)
         fprintf(stderr, "; damaged when read first, sound when read again: %" PRIu64, s->reread_sound);
     fputc('\n', stderr);

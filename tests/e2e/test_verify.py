@@ -1,0 +1,111 @@
+"""Checksums of packed models: what --verify compares, that damage is an error which names its place, and that streaming a
+container gives the same bits as its GGUF, within the budget."""
+
+import os
+import random
+import re
+
+import harness
+from harness import BUNDLED_MODEL, shared
+
+TOKENS = [(7 * i * i + 31 * i + 5) % 190 + 1 for i in range(40)]
+AMPLE = ("--ram", "1G")
+MODES = ("off", "first", "always")
+DAMAGED_EXPERT = re.compile(r"layer \d+, expert \d+: (\S+): extent at offset (\d+): checksum differs")
+DAMAGED_TENSOR = re.compile(r"penstock: \S+\.\S+: (\S+): tensor at offset (\d+): checksum differs")
+
+
+def models():
+    golden = (shared("golden", "base", "qwen3moe.gguf"), shared("golden", "quant", "qwen3moe-Q4_K_M.gguf"))
+    return [BUNDLED_MODEL] + [path for path in golden if os.path.exists(path)]
+
+
+class Verify(harness.TestCase):
+    def pack(self, model, *flags):
+        packed = self.path("model.pack")
+        self.ok("pack", model, packed, "--force", *flags)
+        return packed
+
+    def test_streamed_containers_give_the_same_bits_in_the_same_budget(self):
+        for model in models():
+            expected = self.logits(model, TOKENS, *AMPLE)
+            for level in ("off", 1):
+                packed = self.pack(model, "--zstd", level)
+                for mode in MODES:
+                    flags = ("--verify", mode, "--chunk", 4, "--cache-policy", "lru")
+                    with self.subTest(model=os.path.basename(model), zstd=level, verify=mode):
+                        ram = harness.tight_budget(*harness.logits_command(packed, TOKENS, *flags))
+                        logits = self.logits(packed, TOKENS, *flags, "--ram", ram)
+                        self.assert_same_logits(logits, expected)
+                        self.assert_checks(packed, level, *flags)
+
+    def assert_checks(self, packed, level, *flags):
+        mode = flags[1]
+        command = ("run", "-m", packed, "--prompt-tokens", harness.comma_list(TOKENS), "-n", 8, *flags)
+        ram = harness.tight_budget(*command)
+        _, stats = self.statistics(*command, "--ram", ram)
+        self.assertEqual(stats["bytes_unpacked"] > 0, level != "off")
+        self.assertEqual(stats["checked"] > 0, mode != "off")
+        if mode == "always":
+            self.assertGreater(stats["checked"], stats["expert_misses"])
+        self.assertEqual(stats["reread_sound"], 0)
+        if not harness.options.sanitizer:
+            self.assertLessEqual(stats["peak_rss_bytes"], ram)
+
+    def test_flipped_bits_are_errors_that_name_their_place(self):
+        """Or of no consequence: padding of the trunk, and experts that no token needs."""
+        model = models()[-1]
+        expected = self.logits(model, TOKENS, *AMPLE)
+        generator = random.Random(3)
+        for level in ("off", 1):
+            packed = self.pack(model, "--zstd", level)
+            sound = harness.read_bytes(packed)
+            kinds = {"expert": 0, "tensor": 0}
+            for budget in (AMPLE, ("--ram", harness.tight_budget(*harness.logits_command(packed, TOKENS)))):
+                for _ in range(12):
+                    at = generator.randrange(len(sound) // 3, len(sound)) & ~1
+                    self.flip(packed, sound, at, 1 << generator.randrange(8))
+                    result = harness.run(*harness.logits_command(packed, TOKENS, "--verify", "always", *budget))
+                    if result.code == 0:
+                        self.assert_same_logits(self.logits(packed, TOKENS, *budget), expected)
+                        continue
+                    line = self.assert_one_error(result, 1)
+                    self.count_damage(kinds, line, packed, at, len(sound))
+            self.assertGreater(kinds["expert"], 0)
+            self.flip_trunk(kinds, packed, sound)
+            self.assertGreater(kinds["tensor"], 0)
+
+    def flip(self, packed, sound, at, bit):
+        harness.write_bytes(packed, sound[:at] + bytes([sound[at] ^ bit]) + sound[at + 1 :])
+
+    def count_damage(self, kinds, line, packed, at, size):
+        named = DAMAGED_EXPERT.search(line)
+        kinds["expert" if named else "tensor"] += 1
+        named = named or DAMAGED_TENSOR.search(line)
+        self.assertTrue(named, line)
+        self.assertEqual(named[1], packed)
+        self.assertTrue(int(named[2]) <= at < size, (line, at))
+
+    def flip_trunk(self, kinds, packed, sound):
+        """The trunk comes before the experts, behind header and index."""
+        half = len(sound) // 2
+        for at in range(8192, half, max(1, half // 60)):
+            self.flip(packed, sound, at, 1)
+            result = harness.run(*harness.logits_command(packed, TOKENS, *AMPLE))
+            line = "" if result.code == 0 else self.assert_one_error(result, 1)
+            if DAMAGED_TENSOR.search(line):
+                self.count_damage(kinds, line, packed, at, len(sound))
+                return
+
+    def test_a_gguf_has_nothing_to_verify(self):
+        expected = self.logits(BUNDLED_MODEL, TOKENS)
+        self.assert_same_logits(self.logits(BUNDLED_MODEL, TOKENS, "--verify", "off"), expected)
+        for mode in ("first", "always"):
+            line = self.fails(*harness.logits_command(BUNDLED_MODEL, TOKENS, "--verify", mode))
+            self.assertIn("--verify", line)
+            self.assertIn(BUNDLED_MODEL, line)
+            self.assertIn("checksums", line)
+
+
+if __name__ == "__main__":
+    harness.main()
