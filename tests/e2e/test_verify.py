@@ -21,16 +21,17 @@ def models():
 
 
 class Verify(harness.TestCase):
-    def pack(self, model, *flags):
-        packed = self.path("model.pack")
-        self.ok("pack", model, packed, "--force", *flags)
+    def pack(self, model, level):
+        """Each under its own name, as budgets are remembered by command line."""
+        packed = self.path(f"{os.path.basename(model)}-{level}.pack")
+        self.ok("pack", model, packed, "--zstd", level)
         return packed
 
     def test_streamed_containers_give_the_same_bits_in_the_same_budget(self):
         for model in models():
             expected = self.logits(model, TOKENS, *AMPLE)
             for level in ("off", 1):
-                packed = self.pack(model, "--zstd", level)
+                packed = self.pack(model, level)
                 for mode in MODES:
                     flags = ("--verify", mode, "--chunk", 4, "--cache-policy", "lru")
                     with self.subTest(model=os.path.basename(model), zstd=level, verify=mode):
@@ -42,6 +43,7 @@ class Verify(harness.TestCase):
     def assert_checks(self, packed, level, *flags):
         mode = flags[1]
         command = ("run", "-m", packed, "--prompt-tokens", harness.comma_list(TOKENS), "-n", 8, *flags)
+        command += ("--temp", 0, "--print", "tokens")
         ram = harness.tight_budget(*command)
         _, stats = self.statistics(*command, "--ram", ram)
         self.assertEqual(stats["bytes_unpacked"] > 0, level != "off")
@@ -58,7 +60,7 @@ class Verify(harness.TestCase):
         expected = self.logits(model, TOKENS, *AMPLE)
         generator = random.Random(3)
         for level in ("off", 1):
-            packed = self.pack(model, "--zstd", level)
+            packed = self.pack(model, level)
             sound = harness.read_bytes(packed)
             kinds = {"expert": 0, "tensor": 0}
             for budget in (AMPLE, ("--ram", harness.tight_budget(*harness.logits_command(packed, TOKENS)))):
@@ -101,7 +103,7 @@ class Verify(harness.TestCase):
         expected = self.logits(BUNDLED_MODEL, TOKENS)
         self.assert_same_logits(self.logits(BUNDLED_MODEL, TOKENS, "--verify", "off"), expected)
         for mode in ("first", "always"):
-            line = self.fails(*harness.logits_command(BUNDLED_MODEL, TOKENS, "--verify", mode))
+            line = self.fails(*harness.logits_command(BUNDLED_MODEL, TOKENS, "--verify", mode), code=2)
             self.assertIn("--verify", line)
             self.assertIn(BUNDLED_MODEL, line)
             self.assertIn("checksums", line)
