@@ -189,11 +189,11 @@ static char *make_note(const struct deciding *d)
 {
     const struct pack_params *params = d->params;
     json_t *note = json_pack("{s:s}", "order", params->trace ? "trace" : "expert");
+    json_t *zstd = params->zstd == PACK_ZSTD_AUTO  ? json_string("auto")
+                   : params->zstd == PACK_ZSTD_OFF ? json_string("off")
+                                                   : json_integer(params->zstd);
+    json_object_set_new(note, "zstd", zstd);
     if (params->zstd == PACK_ZSTD_AUTO)
-        json_object_set_new(note, "zstd", json_string("auto"));
-    else if (params->zstd == PACK_ZSTD_OFF)
-        json_object_set_new(note, "zstd", json_string("off"));
-    if (params->zstd != PACK_ZSTD_OFF)
         json_object_set_new(note, "level", json_integer(pack_level(params->zstd)));
     if (params->zstd == PACK_ZSTD_AUTO && d->n_kinds > 0) {
         json_object_set_new(note, "read_rate", json_real(d->machine.read_rate));

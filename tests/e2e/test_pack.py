@@ -254,7 +254,8 @@ class Logits(Case):
                 packed = self.path(f"{os.path.basename(model)}.{number}.pack")
                 self.ok("pack", model, packed, *self.modes()[name])
                 self.assert_same_logits(self.logits(packed, tokens), expected)
-                tight = ("--ram", harness.tight_budget(*harness.logits_command(packed, tokens)))
+                # A few pages more than the smallest: what the process takes differs that much from run to run.
+                tight = ("--ram", harness.tight_budget(*harness.logits_command(packed, tokens)) + (128 << 10))
                 self.assert_same_logits(self.logits(packed, tokens, *tight), expected)
         self.ok("unpack", packed, self.path("back.gguf"), "--force")
         self.assert_same_logits(self.logits(self.path("back.gguf"), tokens), expected)
