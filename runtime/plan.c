@@ -128,8 +128,8 @@ static uint32_t resident_layers(const struct ps_model *model, uint64_t bytes)
 }
 
 /* Halves the chunk until its activations take at most an eighth of what is left for them and the cache: each chunk
- * streams the model once, but slots serve every token. */
-static uint64_t choose_chunk(const struct ps_model *model, const struct ps_model_params *r,
+ * streams the model once, but slots serve every token. least: what the smallest trunk and cache need beside it. */
+static uint64_t choose_chunk(const struct ps_model *model, const struct ps_model_params *r, uint64_t least,
                              struct ps_plan *plan)
 {
     enum { ACTIVATION_SHARE = 8 };
@@ -139,7 +139,7 @@ static uint64_t choose_chunk(const struct ps_model *model, const struct ps_model
     while (r->chunk == 0 && chunk > 1) {
         uint64_t others = fixed - plan->activations + trunk;
         uint64_t room = r->ram > others ? r->ram - others : 0;
-        if (plan->activations <= room / ACTIVATION_SHARE)
+        if (plan->activations <= room / ACTIVATION_SHARE && fixed + page_tables(r->ram) + least <= r->ram)
             break;
         chunk /= 2;
         fixed = fixed_bytes(model, r, chunk, plan);
@@ -187,17 +187,18 @@ enum ps_status plan_divide(const struct ps_model *model, const struct ps_model_p
     plan->io = READER_BYTES;
     uint64_t smallest_cache = smallest.arena_bytes + smallest.overhead_bytes;
     plan->minimum = minimum_budget(model, r, *plan, smallest_cache);
-    uint64_t fixed = choose_chunk(model, r, plan);
+    uint64_t least = smallest_trunk(model) + smallest_cache;
+    uint64_t fixed = choose_chunk(model, r, least, plan);
     plan->process += page_tables(r->ram);
     fixed += page_tables(r->ram);
-    if (fixed + smallest_trunk(model) + smallest_cache > r->ram) {
-        char budget[SIZE_TEXT_SIZE], least[SIZE_TEXT_SIZE];
+    if (fixed + least > r->ram) {
+        char budget[SIZE_TEXT_SIZE], works[SIZE_TEXT_SIZE];
         return ps_error_set(
             err, PS_ERR_BUDGET,
             "--ram: a budget of %s is too small for this model and context: the smallest that works is "
             "%lluK (%s)",
             size_format(r->ram, budget), (unsigned long long)(plan->minimum / KIB),
-            size_format(plan->minimum, least));
+            size_format(plan->minimum, works));
     }
     plan->trunk_layers_resident = resident_layers(model, r->ram - fixed - smallest_cache);
     plan->trunk = trunk_memory(model, plan->trunk_layers_resident);
