@@ -28,7 +28,7 @@ fi
 
 decode() { # FILE ROUND NUMBER
     "${wrapper[@]}" "$penstock" bench decode -m "$1" --tokens random:1 -n "${TOKENS:-32}" --warm-up 1 --repeat 1 --ram "$ram" --probe 0 \
-        --threads "${THREADS:-auto}" --io-limit "${IO_LIMIT:-0}" "${flags[@]}" --json-lines "$work/records" >/dev/null 2>"$work/log" || {
+        --threads "${THREADS:-2}" --io-limit "${IO_LIMIT:-0}" "${flags[@]}" --json-lines "$work/records" >/dev/null 2>"$work/log" || {
         tail -n 1 "$work/log" >&2
         return 1
     }

@@ -131,6 +131,7 @@ static enum ps_status open_reader(struct ps_model *model, struct ps_error *err)
     static const enum io_backend backends[] = {[PS_IO_AUTO] = IO_BACKEND_AUTO,
                                                [PS_IO_URING] = IO_BACKEND_URING,
                                                [PS_IO_THREADS] = IO_BACKEND_THREADS};
+    const struct packed *packed = gguf_packed(model->gguf);
     uint32_t n = gguf_n_files(model->gguf);
     const char **paths = calloc(n, sizeof(*paths));
     if (!paths)
@@ -140,6 +141,7 @@ static enum ps_status open_reader(struct ps_model *model, struct ps_error *err)
     struct io_reader_config config = {.backend = backends[model->params.io],
                                       .direct = model->params.direct,
                                       .queue_depth = model->params.queue_depth,
+                                      .n_drives = packed ? packed_n_files(packed) - 1 : 1,
                                       .limit_rate = model->params.io_limit};
     enum ps_status status = io_reader_new(&model->reader, paths, n, &config, err);
     free(paths);

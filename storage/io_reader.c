@@ -178,10 +178,13 @@ static uint64_t job_span(const struct io_job *job)
     return bytes;
 }
 
+/* Ranges are cut into reads of about the same size: a short last one would take a place in the queue for little. */
 static uint64_t next_read_bytes(const struct io_reader *reader, const struct io_job *job)
 {
     const struct io_range *range = &job->ranges[job->next_range];
-    return min_u64(io_range_span(range->offset, range->length) - job->next_offset, reader->split_bytes);
+    uint64_t left = io_range_span(range->offset, range->length) - job->next_offset;
+    uint64_t n = (left + reader->split_bytes - 1) / reader->split_bytes;
+    return io_range_span(0, (left + n - 1) / n);
 }
 
 /* The job whose read comes next, NULL when none may be issued now. Reads that nobody waits for get half of the
@@ -478,7 +481,10 @@ static enum ps_status apply_config(struct io_reader *reader, const struct io_rea
     if (split < IO_ALIGN || split > MAX_SPLIT_BYTES)
         return ps_error_set(err, PS_ERR_ARGUMENT, "read size %u: not within %d..%d bytes", split, IO_ALIGN,
                             MAX_SPLIT_BYTES);
-    reader->queue_depth = config->queue_depth ? config->queue_depth : DEFAULT_QUEUE_DEPTH;
+    uint32_t n_drives = config->n_drives > 1 ? config->n_drives : 1;
+    if (n_drives > MAX_QUEUE_DEPTH / DEFAULT_QUEUE_DEPTH)
+        n_drives = MAX_QUEUE_DEPTH / DEFAULT_QUEUE_DEPTH;
+    reader->queue_depth = config->queue_depth ? config->queue_depth : n_drives * DEFAULT_QUEUE_DEPTH;
     reader->split_bytes = split - split % IO_ALIGN;
     reader->limit_rate = config->limit_rate;
     return PS_OK;

@@ -79,7 +79,8 @@ struct io_job {
 struct io_reader_config {
     enum io_backend backend;
     bool direct;          /* try O_DIRECT first */
-    uint32_t queue_depth; /* reads in flight; 0: the default */
+    uint32_t queue_depth; /* reads in flight; 0: the default, for each drive */
+    uint32_t n_drives;    /* that the files are spread over; 0: one */
     uint32_t split_bytes; /* largest single read; 0: the default */
     uint64_t limit_rate;  /* bytes/s ceiling, a token bucket; 0: none */
 };

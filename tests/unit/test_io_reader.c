@@ -466,6 +466,21 @@ static void settings_out_of_range_are_refused(void **state)
     assert_null(reader);
 }
 
+static void default_depth_is_for_each_drive(void **state)
+{
+    struct fixture *fixture = *state;
+    const char *path = fixture->paths[0];
+    uint32_t depth[2];
+    for (uint32_t i = 0; i < 2; i++) {
+        struct io_reader *reader;
+        struct io_reader_config config = {.n_drives = i + 1};
+        assert_int_equal(io_reader_new(&reader, &path, 1, &config, &fixture->err), PS_OK);
+        depth[i] = io_reader_queue_depth(reader);
+        io_reader_free(reader);
+    }
+    assert_int_equal(depth[1], 2 * depth[0]);
+}
+
 static void auto_backend_always_reads(void **state)
 {
     struct fixture *fixture = *state;
@@ -554,6 +569,7 @@ int main(void)
         PROMISE(fresh_reader_can_be_freed),
         PROMISE(paths_that_cannot_be_read_are_refused),
         PROMISE(settings_out_of_range_are_refused),
+        PROMISE(default_depth_is_for_each_drive),
         PROMISE(auto_backend_always_reads),
         PROMISE(threads_read_where_io_uring_is_forbidden),
         PROMISE(idle_reader_is_freed_at_once),
