@@ -607,19 +607,43 @@ static enum ps_status write_data_head(struct pack_writer *w, uint32_t i, struct 
     return file_output_write(&w->files[i].out, block, sizeof(block), 0, err);
 }
 
+static bool is_ours(const struct pack_writer *w, const char *path)
+{
+    for (uint32_t i = 0; i < w->n_files; i++) {
+        if (file_output_is_same(path, w->files[i].path))
+            return true;
+    }
+    return false;
+}
+
+/* Data files of a container that was replaced: nothing can read them any more. */
+static void remove_stale(const struct pack_writer *w, const struct packed *replaced)
+{
+    for (uint32_t i = 1; replaced && i < packed_n_files(replaced); i++) {
+        if (!is_ours(w, packed_file_path(replaced, i)))
+            unlink(packed_file_path(replaced, i));
+    }
+}
+
 enum ps_status pack_writer_put_in_place(struct pack_writer *w, struct ps_error *err)
 {
-    for (uint32_t i = w->n_files; i-- > 0;) {
+    struct packed *replaced = NULL;
+    if (packed_is_container(w->files[0].path))
+        packed_open(&replaced, w->files[0].path, NULL);
+    enum ps_status status = PS_OK;
+    for (uint32_t i = w->n_files; status == PS_OK && i-- > 0;) {
         const struct pack_file *file = &w->files[i];
         if (access(file->temporary, F_OK) != 0)
             continue; /* before a kill */
-        enum ps_status status = file_output_rename(file->temporary, file->path, err);
-        if (status != PS_OK)
-            return status;
+        status = file_output_rename(file->temporary, file->path, err);
     }
-    w->is_finished = true;
-    pack_journal_remove(w->journal);
-    return PS_OK;
+    if (status == PS_OK) {
+        remove_stale(w, replaced);
+        w->is_finished = true;
+        pack_journal_remove(w->journal);
+    }
+    packed_free(replaced);
+    return status;
 }
 
 enum ps_status pack_writer_finish(struct pack_writer *w, struct ps_error *err)

@@ -52,8 +52,8 @@ const struct flag MODEL_FLAGS[] = {
      .help = "auto: rounded as llama.cpp does; f32: exact, slow:", .words = activation_words},
     {"io", 0, FLAG_CHOICE, OPTION(params.io), "BACKEND", .help = "how experts are read:", .words = io_words},
     {"direct", 0, FLAG_ON_OFF, OPTION(params.direct), .help = "O_DIRECT where the filesystem allows it"},
-    {"queue-depth", 0, FLAG_U32, OPTION(params.queue_depth), "N", .help = "reads in flight; 0: 8 for each drive",
-     .max = 4096, .min = 0},
+    {"queue-depth", 0, FLAG_U32, OPTION(params.queue_depth), "N",
+     .help = "reads in flight; 0: 8 for each drive", .max = 4096, .min = 0},
     {"io-limit", 0, FLAG_SIZE, OPTION(params.io_limit), "RATE", .help = "bytes per second at most; 0: none"},
     {"verify", 0, FLAG_CHOICE, OPTION(params.verify), "WHEN",
      .help = "of a packed model: compare checksums each time that bytes are\n"

@@ -499,6 +499,15 @@ class Failures(Case):
         self.assertIn("m.gguf: exists", self.fails("unpack", packed, model, code=2))
         self.assertIn("what is to be unpacked", self.fails("unpack", packed, packed, "--force", code=2))
 
+    def test_replaced_container_leaves_no_data_files(self):
+        packed, drives = self.path("m.pack"), [self.directory("a"), self.directory("b")]
+        self.ok("pack", BUNDLED_MODEL, packed, "--zstd", "off", "--stripe", ",".join(drives))
+        self.assertEqual(self.left(), ["a/m.pack.1", "b/m.pack.2", "m.pack"])
+        self.ok("pack", BUNDLED_MODEL, packed, "--zstd", "off", "--stripe", drives[0], "--force")
+        self.assertEqual(self.left(), ["a/m.pack.1", "m.pack"])
+        self.ok("pack", BUNDLED_MODEL, packed, "--zstd", "off", "--force")
+        self.assertEqual(self.left(), ["m.pack"])
+
     def test_bad_usage(self):
         packed = self.path("m.pack")
         for command in (
