@@ -350,7 +350,7 @@ class Killed(Case):
     def test_other_options_or_another_source_start_over(self):
         model = self.model()
         flags = ("--zstd", 19, "--threads", 1)
-        for change in ("options", "stripes", "source"):
+        for change in ("options",) if harness.is_slow() else ("options", "stripes", "source"):
             with self.subTest(change=change):
                 home = f"changed-{change}"
                 self.interrupt(self.command(model, home, *flags), home)
@@ -372,7 +372,7 @@ class Killed(Case):
         flags = ("--zstd", 19, "--threads", 1)
         self.ok(*self.command(model, "whole", *flags))
         whole = tree(self.path("whole"))
-        for damage in ("flip", "cut", "data cut", "empty"):
+        for damage in ("flip", "data cut") if harness.is_slow() else ("flip", "cut", "data cut", "empty"):
             with self.subTest(damage=damage):
                 home = "damaged-" + damage.replace(" ", "-")
                 self.interrupt(self.command(model, home, *flags), home)
