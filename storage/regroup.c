@@ -153,7 +153,7 @@ static inline void join2(const uint8_t *restrict src, size_t n, int turn, uint8_
     const uint8_t *restrict high = src + n;
     for (size_t i = 0; i < n; i++) {
         uint16_t word = (uint16_t)(src[i] | high[i] << 8);
-        word = (uint16_t)(word >> turn | word << (16 - turn));
+        word = (uint16_t)(word >> turn | (uint32_t)word << (16 - turn));
         memcpy(dst + 2 * i, &word, sizeof(word));
     }
 }
