@@ -53,7 +53,7 @@ struct io_bench {
     struct bench_job *jobs;
     uint32_t n_jobs;
     uint64_t unit_bytes; /* buffer space of a job */
-    uint64_t n_places;   /* such spaces; jobs that do not fit at once share them */
+    uint64_t n_places;   /* such spaces; where jobs are more, some share one */
     double seconds;
     /* Under lock. */
     uint64_t next_place; /* in the buffer, in units */
@@ -130,16 +130,26 @@ static void choose(struct io_bench *b, struct bench_job *mine)
 
 static void on_landed(struct io_job *job);
 
+/* One of the job's own where there are no more places than jobs, so that no two write to the same one; else the next. */
+static uint8_t *take_place(struct io_bench *b, const struct bench_job *mine)
+{
+    uint64_t place = (uint64_t)(mine - b->jobs) % b->n_places;
+    if (b->n_places > b->n_jobs) {
+        place = b->next_place;
+        b->next_place = (place + 1) % b->n_places;
+    }
+    return b->buffer + place * b->unit_bytes;
+}
+
 static void submit(struct io_bench *b, struct bench_job *mine)
 {
     choose(b, mine);
     mine->job = (struct io_job){.ranges = mine->location.ranges,
                                 .n_ranges = mine->location.n_ranges,
                                 .priority = IO_DEMAND,
-                                .buffer = b->buffer + b->next_place * b->unit_bytes,
+                                .buffer = take_place(b, mine),
                                 .done = on_landed,
                                 .owner = mine};
-    b->next_place = (b->next_place + 1) % b->n_places;
     b->n_flying++;
     mine->submitted = clock_seconds();
     io_reader_submit(b->reader, &mine->job);

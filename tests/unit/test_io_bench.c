@@ -55,7 +55,8 @@ static struct io_cell cell_of(enum io_pattern pattern, uint64_t extent, uint32_t
                             .backend = IO_BACKEND_THREADS,
                             .extent_bytes = extent,
                             .block_bytes = block,
-                            .queue_depth = depth};
+                            .queue_depth = depth,
+                            .memory_bytes = 64 << 20};
 }
 
 static enum ps_status measure(struct fixture *f, const struct io_cell *cell, uint64_t limit, double seconds)
