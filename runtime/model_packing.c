@@ -4,21 +4,6 @@
 
 _Static_assert((int)PS_MAX_PARTS == (int)SHARD_N_PARTS, "room for all parts");
 
-static const char *const part_names[SHARD_N_PARTS] = {
-    [SHARD_GATE] = "gate",
-    [SHARD_UP] = "up",
-    [SHARD_DOWN] = "down",
-    [SHARD_GATE_UP] = "gate_up",
-    [SHARD_GATE_BIAS] = "gate bias",
-    [SHARD_UP_BIAS] = "up bias",
-    [SHARD_DOWN_BIAS] = "down bias",
-    [SHARD_GATE_UP_BIAS] = "gate_up bias",
-    [SHARD_GATE_SCALE] = "gate scale",
-    [SHARD_UP_SCALE] = "up scale",
-    [SHARD_DOWN_SCALE] = "down scale",
-    [SHARD_GATE_UP_SCALE] = "gate_up scale",
-};
-
 bool ps_model_packing(const struct ps_model *model, struct ps_packing *out)
 {
     const struct packed *packed = gguf_packed(model->gguf);
@@ -39,7 +24,7 @@ static void fill_layer(const struct packed *packed, const struct shard_layer *la
         const struct shard_slice *slice = &layer->slice[part];
         if (!slice->present)
             continue;
-        out->part[out->n_parts].name = part_names[part];
+        out->part[out->n_parts].name = shard_part_name(part);
         out->part[out->n_parts].type = gguf_type_find(slice->type)->name;
         out->part[out->n_parts].codec = chunk_codec_name(codecs[part]);
         out->part[out->n_parts++].bytes = slice->bytes * layer->n_experts;

@@ -178,7 +178,7 @@ static json_t *describe_kinds(const struct deciding *d)
         const struct pack_choice *choice = &d->choices[i];
         json_array_append_new(
             kinds,
-            json_pack("{s:s, s:s, s:I, s:s, s:f}", "part", pack_part_name(choice->part), "type",
+            json_pack("{s:s, s:s, s:I, s:s, s:f}", "part", shard_part_name(choice->part), "type",
                       gguf_type_find(choice->type)->name, "bytes", (json_int_t)choice->model_bytes, "codec",
                       chunk_codec_name(choice->codec), "ratio", choice->figures[choice->codec].ratio));
     }

@@ -271,25 +271,6 @@ void pack_choose(struct pack_choice *choices, uint32_t n, const struct pack_mach
 
 /* ---- telling ---- */
 
-const char *pack_part_name(enum shard_part part)
-{
-    static const char *const names[SHARD_N_PARTS] = {
-        [SHARD_GATE] = "gate",
-        [SHARD_UP] = "up",
-        [SHARD_DOWN] = "down",
-        [SHARD_GATE_UP] = "gate_up",
-        [SHARD_GATE_BIAS] = "gate bias",
-        [SHARD_UP_BIAS] = "up bias",
-        [SHARD_DOWN_BIAS] = "down bias",
-        [SHARD_GATE_UP_BIAS] = "gate_up bias",
-        [SHARD_GATE_SCALE] = "gate scale",
-        [SHARD_UP_SCALE] = "up scale",
-        [SHARD_DOWN_SCALE] = "down scale",
-        [SHARD_GATE_UP_SCALE] = "gate_up scale",
-    };
-    return names[part];
-}
-
 struct text {
     char *out;
     size_t room, length;
@@ -313,7 +294,7 @@ size_t pack_choice_json(const struct pack_choice *choices, uint32_t n, char *out
     for (uint32_t i = 0; i < n; i++) {
         const struct pack_choice *choice = &choices[i];
         append(&text, "%s{\"part\":\"%s\",\"type\":\"%s\",\"bytes\":%llu,\"codec\":\"%s\",\"codecs\":{",
-               i ? "," : "", pack_part_name(choice->part), gguf_type_find(choice->type)->name,
+               i ? "," : "", shard_part_name(choice->part), gguf_type_find(choice->type)->name,
                (unsigned long long)choice->model_bytes, chunk_codec_name(choice->codec));
         const char *comma = "";
         for (uint32_t codec = 0; codec < CHUNK_N_CODECS; codec++) {

@@ -65,7 +65,6 @@ void pack_choose(struct pack_choice *choices, uint32_t n, const struct pack_mach
 /* What all kinds together gain with the codecs chosen; 1: nothing is compressed. */
 double pack_gain(const struct pack_choice *choices, uint32_t n, const struct pack_machine *machine);
 
-const char *pack_part_name(enum shard_part part); /* "gate", "down bias", ... */
 /* An array with an object for each kind. Returns the length without the ending 0, as snprintf does. */
 size_t pack_choice_json(const struct pack_choice *choices, uint32_t n, char *out, size_t room);
 

@@ -30,4 +30,6 @@ struct shard_slice {
     uint64_t bytes; /* of one expert's slice */
 };
 
+const char *shard_part_name(enum shard_part part); /* "gate", "down bias", ... */
+
 #endif

@@ -218,7 +218,7 @@ static void json_can_be_read_and_its_length_is_known(void **state)
     free(text);
     free(less);
     for (enum shard_part part = 0; part < SHARD_N_PARTS; part++)
-        assert_non_null(pack_part_name(part));
+        assert_non_null(shard_part_name(part));
 }
 
 int main(void)
