@@ -16,8 +16,9 @@
 enum {
     MAX_BUDGETS = 32,
     DEFAULT_BUDGETS = 8,
-    SETTLE_TOKENS = 192, /* fill the cache before the steady state is counted, */
-    STEADY_TOKENS = 192, /* over as many */
+    GROWTH_BETWEEN_PLANS = 1 << 20, /* from one plan to the next: the smallest budget still works then */
+    SETTLE_TOKENS = 192,            /* fill the cache before the steady state is counted, */
+    STEADY_TOKENS = 192,            /* over as many */
     MAX_FIRST = 4096,
     MAX_MODEL_FLAGS = 48,
 };
@@ -149,8 +150,7 @@ static enum ps_status default_budgets(struct plan *p, struct ps_error *err)
     enum ps_status status = ps_model_plan(p->model, &params, &plan, err);
     if (status != PS_ERR_BUDGET)
         return status;
-    double least =
-        (double)plan.minimum * 33 / 32; /* a process that has grown a little by the next plan still fits */
+    double least = (double)plan.minimum + fmax((double)plan.minimum / 32, GROWTH_BETWEEN_PLANS);
     params.ram = 2 * ps_model_info(p->model)->unpacked_bytes + 2 * plan.minimum;
     if ((status = ps_model_plan(p->model, &params, &plan, err)) != PS_OK)
         return status;

@@ -309,10 +309,9 @@ class Killed(Case):
                     if result.code == 0:
                         break
                     self.assertFalse(os.path.exists(self.path(f"{home}/m.pack")) and "m.pack.partial" in os.listdir(self.path(home)))
-                if result.code != 0:
-                    result = harness.run(*self.command(model, home, *flags))
-                    # Killed after the last rename, all is there but for a journal that the same command removes.
-                    self.assertEqual(result.code, 0, str(result))
+                # One that was killed between its last step and its exit has left nothing to do.
+                if result.code != 0 and sorted(tree(self.path(home))) != sorted(whole):
+                    self.ok(*self.command(model, home, *flags))
                 self.assert_leaves_the_same(home, whole)
                 shutil.rmtree(self.path(home))
             shutil.rmtree(self.path("whole"))
