@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "runtime/size_text.h"
 
@@ -223,18 +224,18 @@ static void store_number(const struct flag *flag, void *target, int64_t value)
         *(uint64_t *)target = (uint64_t)value;
 }
 
-/* Stores the value of a listed word; false when text is none. */
+/* Stores the value of a listed word, in either case: formats are written Q4_K and q4_k. False when text is none. */
 static bool store_word(const struct flag *flag, void *target, const char *text)
 {
     const char *name;
     for (uint32_t i = 0; flag->name_at && (name = flag->name_at(i)); i++) {
-        if (strcmp(name, text) == 0) {
+        if (strcasecmp(name, text) == 0) {
             *(const char **)target = name;
             return true;
         }
     }
     for (const struct flag_word *word = flag->words; word && word->name; word++) {
-        if (strcmp(word->name, text) == 0) {
+        if (strcasecmp(word->name, text) == 0) {
             store_number(flag, target, word->value);
             return true;
         }

@@ -121,6 +121,14 @@ static void words_stand_for_numbers(void **state)
     assert_int_equal(options.model.threads, 0);
 }
 
+static void words_may_be_in_either_case(void **state)
+{
+    (void)state;
+    assert_int_equal(parse_line("--io URing --policy LFU"), FLAGS_OK);
+    assert_int_equal(options.model.io, 1);
+    assert_string_equal(options.policy, "lfu");
+}
+
 static void last_of_a_repeated_flag_wins(void **state)
 {
     (void)state;
@@ -317,6 +325,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(parses_every_form_of_a_value),
         cmocka_unit_test(words_stand_for_numbers),
+        cmocka_unit_test(words_may_be_in_either_case),
         cmocka_unit_test(last_of_a_repeated_flag_wins),
         cmocka_unit_test(values_may_begin_with_a_dash),
         cmocka_unit_test(positionals_fill_in_order),
