@@ -206,8 +206,7 @@ static enum ps_status read_rows(struct forward *f, const struct ngram_args *a, s
                 out[t * n_heads + h] =
                     f->s.mixer + (size_t)(first + t) * hp->mixer_floats + (size_t)h * hp->ngram.head_dim;
         }
-        enum ps_status status =
-            stored_rows_read(f->model->reader, &f->model->stored, ids, n * n_heads, f->s.stored, out, err);
+        enum ps_status status = stored_rows_read(f->model, ids, n * n_heads, f->s.stored, out, err);
         if (status != PS_OK)
             return status;
     }

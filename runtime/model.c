@@ -8,6 +8,7 @@
 #include "runtime/kv_cache.h"
 #include "runtime/plan.h"
 #include "runtime/predictor.h"
+#include "runtime/stored_rows.h"
 #include "runtime/thread_choice.h"
 #include "runtime/trunk.h"
 
@@ -98,6 +99,7 @@ void ps_model_free(struct ps_model *model)
     io_reader_free(model->reader);
     thread_pool_free(model->pool);
     vocab_free(model->vocab);
+    stored_rows_deinit(model);
     model_unbind_tensors(model);
     hparams_deinit(&model->hp);
     shard_map_free(model->shards);
@@ -212,7 +214,7 @@ enum ps_status ps_model_load(struct ps_model *model, const struct ps_model_param
     if (params->planned)
         params->planned(params->planned_ctx, &model->plan);
     choose_kernels(model);
-    if ((status = open_reader(model, err)) != PS_OK ||
+    if ((status = open_reader(model, err)) != PS_OK || (status = stored_rows_init(model, err)) != PS_OK ||
         (status = trunk_new(&model->trunk, model, model->plan.trunk_layers_resident, err)) != PS_OK ||
         (status = thread_choice_make(model, params->threads, err)) != PS_OK)
         return status;

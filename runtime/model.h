@@ -40,9 +40,14 @@ struct ps_session;
 
 /* A matrix that stays in the file. */
 struct stored_rows {
+    uint32_t tensor; /* in the directory */
     uint32_t file;
     uint64_t offset;
     struct weight rows; /* data NULL; format NULL: the model has none */
+    uint8_t *sound;     /* a bit per block of a container whose checksum was right; NULL: not noted */
+    /* Counters, as in struct trunk_stats. */
+    uint64_t checked, reread_sound;
+    double check_s;
 };
 
 struct ps_model {

@@ -130,7 +130,8 @@ static enum ps_status bind_rule(struct binding *binding, struct group_place *pla
         return status;
     model->act_mask |= 1u << w->format->act;
     if (rule->need & STAYS_IN_FILE) {
-        model->stored = (struct stored_rows){.file = tensor->file, .offset = tensor->offset, .rows = *w};
+        model->stored =
+            (struct stored_rows){.tensor = index, .file = tensor->file, .offset = tensor->offset, .rows = *w};
         return PS_OK;
     }
     group->id[group->n] = rule->id;

@@ -234,19 +234,19 @@ static enum ps_status cut_trunk(struct run *run, struct ps_error *err)
 {
     const struct pack_source *source = run->p->source;
     uint32_t first = pack_writer_n_trunk(run->p->writer);
+    uint64_t filled = pack_writer_trunk_filled(run->p->writer);
     for (uint32_t i = 0; i < source->n_tensors; i++) {
+        uint64_t done = i < first ? source->trunk_bytes[i] : i == first ? filled : 0;
         run->total += source->trunk_bytes[i];
-        if (i < first)
-            run->done += source->trunk_bytes[i];
-        else
-            run->n_pieces += (source->trunk_bytes[i] + PIECE_BYTES - 1) / PIECE_BYTES;
+        run->done += done;
+        run->n_pieces += (source->trunk_bytes[i] - done + PIECE_BYTES - 1) / PIECE_BYTES;
     }
     run->pieces = calloc(run->n_pieces + 1, sizeof(*run->pieces));
     if (!run->pieces)
         return no_memory(run, err);
     uint64_t n = 0;
     for (uint32_t i = first; i < source->n_tensors; i++) {
-        for (uint64_t at = 0; at < source->trunk_bytes[i]; at += PIECE_BYTES) {
+        for (uint64_t at = i == first ? filled : 0; at < source->trunk_bytes[i]; at += PIECE_BYTES) {
             uint64_t left = source->trunk_bytes[i] - at;
             run->pieces[n++] = (struct piece){i, at, left < PIECE_BYTES ? left : PIECE_BYTES};
         }

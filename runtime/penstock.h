@@ -307,7 +307,7 @@ struct ps_stats {
     /* Lossy modes: (token, layer, rank) choices in all, and those changed. */
     uint64_t choices, choices_trimmed, choices_dropped, choices_substituted;
     /* Of a packed container. Checks of what load reads are counted up to the first reset. */
-    uint64_t checked;          /* experts and trunk tensors whose checksum was compared */
+    uint64_t checked;          /* experts, trunk tensors, and rows of tables whose checksums were compared */
     uint64_t reread_sound;     /* times that damaged bytes were sound when read again */
     uint64_t bytes_unpacked;   /* of experts, made of compressed ones */
     double check_s, unpack_s;  /* time of threads beside the computing ones */

@@ -5,6 +5,7 @@
 #include "runtime/predictor.h"
 #include "runtime/scratch.h"
 #include "runtime/size_text.h"
+#include "runtime/stored_rows.h"
 #include "runtime/thread_choice.h"
 #include "runtime/trunk.h"
 
@@ -101,6 +102,7 @@ static uint64_t fixed_bytes(const struct ps_model *model, const struct ps_model_
     plan->kv = kv_cache_bytes(&model->hp, (enum kv_type)r->kv, r->ctx, chunk);
     plan->activations = scratch_layout(&scratch, NULL, model, r, chunk, r->threads) +
                         (uint64_t)VOCAB_ROWS * model->hp.n_vocab * sizeof(float) +
+                        stored_rows_notes(&model->stored, r->verify) +
                         (chunk > 1 ? (uint64_t)r->threads * TILE_STACK : 0);
     return plan->process + plan->activations + plan->io + plan->kv;
 }

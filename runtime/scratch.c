@@ -240,7 +240,7 @@ uint64_t scratch_layout(struct scratch *s, uint8_t *base, const struct ps_model 
     s->hidden = take_floats(&bump, T * hp->n_embd);
     take_attention(s, &bump, model, T, threads, params->ctx);
     take_gathering(s, &bump, hp, (enum kv_type)params->kv, T, threads, params->ctx);
-    uint64_t stored = stored_rows_buffer(&model->stored);
+    uint64_t stored = stored_rows_buffer(&model->stored, params->verify);
     s->stored = stored > 0 ? take(&bump, stored) : NULL;
     uint64_t widest = max_u64(max_u64(hp->n_embd, model->widest_input), hp->widest_mixer_row);
     for (int type = 0; type < ACT_N_TYPES; type++)

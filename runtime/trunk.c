@@ -29,8 +29,8 @@ struct trunk {
     struct load stream[N_BUFFERS];
     pthread_mutex_t lock;
     pthread_cond_t landed;
-    const struct packed *packed; /* NULL: nothing is checked */
-    bool *sound;                 /* [layers] of a container: its checksums were right */
+    bool checks;
+    bool *sound; /* [layers] of a container: its checksums were right */
     struct trunk_stats stats;
 };
 
@@ -98,43 +98,33 @@ static enum ps_status wait_load(struct trunk *trunk, struct load *load, struct p
     return io_reader_job_error(trunk->model->reader, &load->job, err);
 }
 
-/* The first tensor of a group (index in it) whose checksum differs, group->n when none does. */
-static uint32_t find_damaged(struct trunk *trunk, const struct load *load)
+/* Compares the checksums of all tensors of a group. */
+static enum ps_status compare(struct trunk *trunk, const struct load *load, struct ps_error *err)
 {
     const struct tensor_group *group = load->group;
+    const struct gguf *gguf = trunk->model->gguf;
     double start = clock_seconds();
-    uint32_t i = 0;
-    for (; i < group->n; i++) {
-        const struct gguf_tensor *tensor = gguf_tensor_at(trunk->model->gguf, group->tensor[i]);
+    enum ps_status status = PS_OK;
+    for (uint32_t i = 0; status == PS_OK && i < group->n; i++) {
         trunk->stats.checked++;
-        if (!packed_trunk_is_sound(trunk->packed, group->tensor[i],
-                                   load->job.buffer + group->layout.offset[i], tensor->bytes))
-            break;
+        status = gguf_check_trunk(gguf, group->tensor[i], 0, load->job.buffer + group->layout.offset[i],
+                                  gguf_tensor_at(gguf, group->tensor[i])->bytes, err);
     }
     trunk->stats.check_s += clock_seconds() - start;
-    return i;
+    return status;
 }
 
 /* Checks what a load brought; what is damaged is read once more. */
 static enum ps_status check_load(struct trunk *trunk, struct load *load, struct ps_error *err)
 {
-    const struct tensor_group *group = load->group;
-    if (find_damaged(trunk, load) == group->n)
+    if (compare(trunk, load, NULL) == PS_OK)
         return PS_OK;
-    start_load(trunk, load, group, load->job.buffer);
+    start_load(trunk, load, load->group, load->job.buffer);
     enum ps_status status = wait_load(trunk, load, err);
-    if (status != PS_OK)
-        return status;
-    uint32_t bad = find_damaged(trunk, load);
-    if (bad < group->n) {
-        const struct gguf_tensor *tensor = gguf_tensor_at(trunk->model->gguf, group->tensor[bad]);
-        return ps_error_set(err, PS_ERR_FORMAT,
-                            "%s: %s: tensor at offset %llu: checksum differs: the file is damaged",
-                            tensor->name, gguf_file_path(trunk->model->gguf, tensor->file),
-                            (unsigned long long)tensor->offset);
-    }
-    trunk->stats.reread_sound++;
-    return PS_OK;
+    if (status == PS_OK)
+        status = compare(trunk, load, err);
+    trunk->stats.reread_sound += status == PS_OK;
+    return status;
 }
 
 static void start_stream(struct trunk *trunk, uint32_t slot, uint32_t layer)
@@ -162,7 +152,7 @@ static enum ps_status read_resident(struct trunk *trunk, struct ps_error *err)
     for (uint32_t i = 0; i <= trunk->resident; i++) {
         struct ps_error *first_err = status == PS_OK ? err : NULL;
         enum ps_status loaded = wait_load(trunk, &trunk->loads[i], first_err);
-        if (status == PS_OK && loaded == PS_OK && trunk->packed)
+        if (status == PS_OK && loaded == PS_OK && trunk->checks)
             loaded = check_load(trunk, &trunk->loads[i], first_err);
         status = status == PS_OK ? loaded : status;
         done += trunk->loads[i].group->layout.bytes;
@@ -188,7 +178,7 @@ enum ps_status trunk_new(struct trunk **out, struct ps_model *model, uint32_t re
     trunk->memory = mapping_new(trunk->memory_bytes);
     trunk->loads = calloc(resident + 1u, sizeof(*trunk->loads));
     trunk->sound = calloc(model->hp.n_layers + 1u, sizeof(*trunk->sound));
-    trunk->packed = model->params.verify == PS_VERIFY_OFF ? NULL : gguf_packed(model->gguf);
+    trunk->checks = model->params.verify != PS_VERIFY_OFF;
     for (uint32_t i = 0; i < N_BUFFERS; i++)
         trunk->buffer_layer[i] = NO_LAYER;
     if (!trunk->memory || !trunk->loads || !trunk->sound) {
@@ -233,7 +223,7 @@ static enum ps_status check_streamed(struct trunk *trunk, struct load *load, uin
                                      struct ps_error *err)
 {
     bool always = trunk->model->params.verify == PS_VERIFY_ALWAYS;
-    if (!trunk->packed || load->checked || (trunk->sound[layer] && !always))
+    if (!trunk->checks || load->checked || (trunk->sound[layer] && !always))
         return PS_OK;
     enum ps_status status = check_load(trunk, load, err);
     load->checked = trunk->sound[layer] = status == PS_OK;
@@ -284,5 +274,10 @@ void trunk_end_layer(struct trunk *trunk, uint32_t layer)
 
 struct trunk_stats trunk_get_stats(const struct trunk *trunk)
 {
-    return trunk->stats;
+    struct trunk_stats stats = trunk->stats;
+    const struct stored_rows *stored = &trunk->model->stored;
+    stats.checked += stored->checked;
+    stats.reread_sound += stored->reread_sound;
+    stats.check_s += stored->check_s;
+    return stats;
 }

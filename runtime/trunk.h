@@ -27,10 +27,10 @@ void trunk_end_layer(struct trunk *trunk, uint32_t layer);
 
 struct trunk_stats {
     double stall_s;        /* time begin_layer has waited */
-    uint64_t checked;      /* tensors of a container whose checksum was compared */
-    uint64_t reread_sound; /* groups of them that were damaged when read first, and not when read again */
+    uint64_t checked;      /* tensors of a container, and parts of tables, whose checksums were compared */
+    uint64_t reread_sound; /* times that something was damaged when read first, and not when read again */
     double check_s;
 };
-struct trunk_stats trunk_get_stats(const struct trunk *trunk); /* since new() */
+struct trunk_stats trunk_get_stats(const struct trunk *trunk); /* since new(), with those of model->stored */
 
 #endif

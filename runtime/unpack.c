@@ -19,7 +19,7 @@
 #include "storage/shard_map.h"
 
 enum {
-    PIECE_BYTES = 8 << 20,  /* of the trunk, at most */
+    PIECE_BYTES = 8 << 20,  /* of the trunk, at most; whole blocks */
     PUSH_BYTES = 128 << 20, /* written between two times that pages are dropped */
 };
 
@@ -73,27 +73,20 @@ static enum ps_status unpack_tensor(struct unpacking *u, struct worker *worker, 
                                     struct ps_error *err)
 {
     const struct gguf_tensor *tensor = gguf_tensor_at(u->gguf, index);
-    uint64_t offset, hash, to = gguf_unpacked_offset(u->gguf, index);
-    if (!packed_trunk_tensor(u->packed, index, &offset, &hash))
+    uint64_t to = gguf_unpacked_offset(u->gguf, index);
+    enum ps_status status = PS_OK;
+    if (tensor->file == GGUF_NO_FILE)
         return PS_OK;
-    struct extent_hasher *hasher = extent_hasher_new();
-    enum ps_status status = hasher ? PS_OK : no_memory(u, err);
     for (uint64_t at = 0; status == PS_OK && at < tensor->bytes; at += PIECE_BYTES) {
         uint64_t n = tensor->bytes - at < PIECE_BYTES ? tensor->bytes - at : PIECE_BYTES;
-        const struct io_range range = {tensor->file, offset + at, n, 0};
+        const struct io_range range = {tensor->file, tensor->offset + at, n, 0};
         status = io_reader_read(u->reader, &range, 1, worker->slot, err);
-        if (status != PS_OK)
-            break;
         const uint8_t *data = worker->slot + range.offset % IO_ALIGN;
-        extent_hasher_add(hasher, data, n);
-        status = write_bytes(u, data, n, to + at, err);
+        if (status == PS_OK)
+            status = gguf_check_trunk(u->gguf, index, at, data, n, err);
+        if (status == PS_OK)
+            status = write_bytes(u, data, n, to + at, err);
     }
-    if (status == PS_OK && extent_hasher_end(hasher) != hash)
-        status = ps_error_set(err, PS_ERR_FORMAT,
-                              "%.80s: %s: tensor at offset %" PRIu64 ": checksum differs: "
-                              "pack it again from the GGUF",
-                              tensor->name, packed_file_path(u->packed, tensor->file), offset);
-    extent_hasher_free(hasher);
     return status;
 }
 

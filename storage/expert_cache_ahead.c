@@ -85,9 +85,11 @@ bool expert_cache_yield_warm(struct expert_cache *cache, uint32_t pool_index)
     return false;
 }
 
-static void wait_until_landed(struct expert_cache *cache, const struct expert_slot *slot)
+static void wait_until_landed(struct expert_cache *cache, struct expert_slot *slot)
 {
     pthread_mutex_lock(&cache->lock);
+    if (slot->state == SLOT_LOADING)
+        expert_cache_unpack_promote(cache, slot);
     while (slot->state == SLOT_LOADING)
         pthread_cond_wait(&cache->landed, &cache->lock);
     pthread_mutex_unlock(&cache->lock);
@@ -114,6 +116,7 @@ static bool want(struct expert_cache *cache, struct expert_slot *slot)
         cache->n_ahead--;
         cache->n_loading++;
         io_reader_promote(cache->reader, &slot->job);
+        expert_cache_unpack_promote(cache, slot);
     }
     pthread_mutex_unlock(&cache->lock);
     return loading;

@@ -144,6 +144,8 @@ void expert_cache_unpack_deinit(struct expert_cache *cache); /* nothing is loadi
  * the lock. */
 void expert_cache_unpack_begin(struct expert_cache *cache, struct expert_slot *slot,
                                const struct shard_location *location);
+/* Compute has come to wait for the slot, which is loading; under the lock. */
+void expert_cache_unpack_promote(struct expert_cache *cache, struct expert_slot *slot);
 /* Why the slot is SLOT_FAILED and damaged. */
 enum ps_status expert_cache_damage(const struct expert_cache *cache, const struct expert_slot *slot,
                                    struct ps_error *err);

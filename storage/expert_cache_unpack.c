@@ -50,11 +50,9 @@ static void on_read(struct io_job *job)
 /* ---- on threads of the unpacker ---- */
 
 /* The lock keeps others from cancelling or promoting a job that is between its two reads. */
-static void read_again(struct expert_cache *cache, struct expert_slot *slot, struct unpack_job *unpack)
+static void read_again(struct expert_cache *cache, struct expert_slot *slot)
 {
     slot->reread = true;
-    unpack->landed = 0;
-    unpack->ended = unpack->read_ok = false;
     if (slot->wanted)
         slot->job.priority = IO_DEMAND;
     io_reader_submit(cache->reader, &slot->job);
@@ -66,7 +64,7 @@ static void on_unpacked(struct unpack_job *unpack)
     struct expert_cache *cache = slot->job.owner;
     pthread_mutex_lock(&cache->lock);
     if (unpack->outcome == UNPACK_CORRUPT && !slot->reread && !slot->cancelled) {
-        read_again(cache, slot, unpack);
+        read_again(cache, slot);
     } else {
         slot->damaged = unpack->outcome == UNPACK_CORRUPT;
         if (unpack->outcome == UNPACK_OK) {
@@ -103,9 +101,16 @@ void expert_cache_unpack_begin(struct expert_cache *cache, struct expert_slot *s
         .stored_bytes = location->ranges[0].length,
         .hash = location->hash,
         .check = check,
+        .urgent = slot->job.priority == IO_DEMAND,
         .done = on_unpacked,
         .owner = slot,
     };
+}
+
+void expert_cache_unpack_promote(struct expert_cache *cache, struct expert_slot *slot)
+{
+    if (slot->job.landed) /* it reports to the unpacker */
+        unpacker_promote(cache->unpacker, &cache->unpack[expert_cache_slot_index(cache, slot)]);
 }
 
 enum ps_status expert_cache_damage(const struct expert_cache *cache, const struct expert_slot *slot,

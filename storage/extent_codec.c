@@ -10,29 +10,6 @@ uint64_t extent_hash(const uint8_t *extent, uint64_t bytes)
     return XXH3_64bits(extent, bytes);
 }
 
-struct extent_hasher *extent_hasher_new(void)
-{
-    XXH3_state_t *state = XXH3_createState();
-    if (state)
-        XXH3_64bits_reset(state);
-    return (struct extent_hasher *)state;
-}
-
-void extent_hasher_add(struct extent_hasher *hasher, const uint8_t *data, uint64_t bytes)
-{
-    XXH3_64bits_update((XXH3_state_t *)hasher, data, bytes);
-}
-
-uint64_t extent_hasher_end(const struct extent_hasher *hasher)
-{
-    return XXH3_64bits_digest((const XXH3_state_t *)hasher);
-}
-
-void extent_hasher_free(struct extent_hasher *hasher)
-{
-    XXH3_freeState((XXH3_state_t *)hasher);
-}
-
 uint64_t extent_encode(struct chunk_encoder *encoder, const struct packed_layout *layout,
                        const uint8_t *expert, uint8_t *out)
 {

@@ -20,10 +20,4 @@ bool extent_decode(struct chunk_decoder *decoder, const struct packed_layout *la
 
 uint64_t extent_hash(const uint8_t *extent, uint64_t bytes);
 
-/* The same hash, of bytes that come in pieces. */
-struct extent_hasher *extent_hasher_new(void); /* NULL: no memory */
-void extent_hasher_add(struct extent_hasher *hasher, const uint8_t *data, uint64_t bytes);
-uint64_t extent_hasher_end(const struct extent_hasher *hasher);
-void extent_hasher_free(struct extent_hasher *hasher); /* NULL is fine */
-
 #endif

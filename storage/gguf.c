@@ -328,12 +328,12 @@ static enum ps_status place_packed(struct gguf *gguf, struct ps_error *err)
     if (!gguf->unpacked_offset)
         return ps_error_set(err, PS_ERR_NOMEM, "%s: no memory for %" PRIu32 " tensors", gguf->path[0],
                             gguf->n_tensors);
-    uint64_t start = UINT64_MAX, end = 0;
+    uint64_t start = UINT64_MAX, end = 0, n_blocks = 0;
     for (uint32_t i = 0; i < gguf->n_tensors; i++) {
         struct gguf_tensor *tensor = &gguf->tensors[i];
-        uint64_t offset, hash;
+        uint64_t offset, block;
         gguf->unpacked_offset[i] = tensor->offset;
-        if (!packed_trunk_tensor(gguf->packed, i, &offset, &hash)) {
+        if (!packed_trunk_tensor(gguf->packed, i, &offset, &block)) {
             tensor->file = GGUF_NO_FILE;
             continue;
         }
@@ -341,10 +341,24 @@ static enum ps_status place_packed(struct gguf *gguf, struct ps_error *err)
             return ps_error_set(err, PS_ERR_FORMAT,
                                 "%s: %.80s: %" PRIu64 " bytes cannot be at offset %" PRIu64 ": damaged",
                                 gguf->path[0], tensor->name, tensor->bytes, offset);
+        if (offset < end)
+            return ps_error_set(err, PS_ERR_FORMAT,
+                                "%s: %.80s at offset %" PRIu64 " overlaps or precedes the tensor before it: "
+                                "damaged",
+                                gguf->path[0], tensor->name, offset);
+        if (block != n_blocks)
+            return ps_error_set(err, PS_ERR_FORMAT,
+                                "%s: %.80s: its first block is %" PRIu64 ", must be %" PRIu64 ": damaged",
+                                gguf->path[0], tensor->name, block, n_blocks);
+        n_blocks += packed_blocks(tensor->bytes);
         tensor->offset = offset;
         start = offset < start ? offset : start;
-        end = offset + tensor->bytes > end ? offset + tensor->bytes : end;
+        end = offset + tensor->bytes;
     }
+    if (n_blocks != packed_n_blocks(gguf->packed))
+        return ps_error_set(err, PS_ERR_FORMAT,
+                            "%s: %" PRIu64 " blocks of the trunk in the index, must be %" PRIu64 ": damaged",
+                            gguf->path[0], packed_n_blocks(gguf->packed), n_blocks);
     return check_trunk(gguf, start, end, err);
 }
 
@@ -432,6 +446,18 @@ uint64_t gguf_unpacked_bytes(const struct gguf *gguf)
     if (gguf->n_tensors > 0)
         end = gguf->unpacked_offset[gguf->n_tensors - 1] + gguf->tensors[gguf->n_tensors - 1].bytes;
     return end + (-end & (uint64_t)(gguf->header[0].alignment - 1));
+}
+
+enum ps_status gguf_check_trunk(const struct gguf *gguf, uint32_t tensor, uint64_t at, const uint8_t *data,
+                                uint64_t bytes, struct ps_error *err)
+{
+    uint64_t damage = packed_trunk_damage(gguf->packed, tensor, at, data, bytes);
+    if (damage == UINT64_MAX)
+        return PS_OK;
+    const struct gguf_tensor *t = &gguf->tensors[tensor];
+    return ps_error_set(err, PS_ERR_FORMAT,
+                        "%.80s: %s: block at offset %" PRIu64 ": checksum differs: the file is damaged",
+                        t->name, gguf_file_path(gguf, t->file), t->offset + damage);
 }
 
 uint64_t gguf_unpacked_offset(const struct gguf *gguf, uint32_t tensor)

@@ -107,6 +107,10 @@ const struct packed *gguf_packed(const struct gguf *gguf);
  * starts with is packed_gguf_header(). */
 uint64_t gguf_unpacked_bytes(const struct gguf *gguf);
 uint64_t gguf_unpacked_offset(const struct gguf *gguf, uint32_t tensor);
+/* Of a container: compares what was read of a trunk tensor, bytes [at, at + bytes) as for packed_trunk_damage(), with its checksums.
+ * PS_ERR_FORMAT names tensor, file, and the offset of the first block that differs. */
+enum ps_status gguf_check_trunk(const struct gguf *gguf, uint32_t tensor, uint64_t at, const uint8_t *data,
+                                uint64_t bytes, struct ps_error *err);
 
 /* Metadata of the first part. */
 uint64_t gguf_n_kv(const struct gguf *gguf);

@@ -17,7 +17,7 @@
 #include "storage/status.h"
 
 enum pack_record_kind {
-    PACK_TRUNK = 1, /* item: tensor, in the order of the GGUF's directory */
+    PACK_TRUNK = 1, /* a block; item: its tensor, in the order of the GGUF's directory */
     PACK_EXTENT,    /* item: shard */
     PACK_SEALED,    /* all files are whole and synced; only their names are temporary */
 };

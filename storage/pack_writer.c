@@ -14,6 +14,7 @@
 
 #include "storage/io_reader.h"
 #include "storage/pack_writer_internal.h"
+#include "storage/packed_internal.h"
 
 enum {
     TRUNK_ALIGN = 64,
@@ -160,15 +161,23 @@ static void make_id(struct pack_writer *w)
     digest(w->hash, w->id);
 }
 
+static uint64_t count_blocks(const struct pack_plan *plan)
+{
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < plan->n_tensors; i++)
+        n += packed_blocks(plan->trunk_bytes[i]);
+    return n;
+}
+
 static uint64_t count_index_bytes(const struct pack_writer *w)
 {
     const struct pack_plan *plan = w->plan;
     uint64_t files = 0;
     for (uint32_t i = 0; i < w->n_files; i++)
         files += 12 + strlen(w->files[i].named);
-    return 16 + round_up(files, 8) + plan->n_tensors * UINT64_C(16) +
-           plan->n_layers * (uint64_t)PACKED_LAYER_CODECS + plan->n_shards * UINT64_C(32) + 8 +
-           w->decisions.note_bytes;
+    return PACKED_INDEX_COUNTS + round_up(files, 8) + plan->n_tensors * UINT64_C(16) +
+           count_blocks(plan) * sizeof(*w->block_hash) + plan->n_layers * (uint64_t)PACKED_LAYER_CODECS +
+           plan->n_shards * UINT64_C(32) + 8 + w->decisions.note_bytes;
 }
 
 enum ps_status pack_writer_lay_out(struct pack_writer *w, struct ps_error *err)
@@ -266,10 +275,10 @@ static enum ps_status allocate(struct pack_writer *w, struct ps_error *err)
     for (uint32_t i = 0; w->files && i < w->n_files; i++)
         w->files[i].out.fd = -1;
     w->trunk_offset = calloc(plan->n_tensors + 1ul, sizeof(*w->trunk_offset));
-    w->trunk_hash = calloc(plan->n_tensors + 1ul, sizeof(*w->trunk_hash));
+    w->block_hash = calloc(count_blocks(plan) + 1, sizeof(*w->block_hash));
     w->extents = calloc(plan->n_shards + 1ul, sizeof(*w->extents));
     w->hash = XXH3_createState();
-    return w->files && w->trunk_offset && w->trunk_hash && w->extents && w->hash ? PS_OK : no_memory(w, err);
+    return w->files && w->trunk_offset && w->block_hash && w->extents && w->hash ? PS_OK : no_memory(w, err);
 }
 
 static enum ps_status open_journal(struct pack_writer *w, struct ps_error *err)
@@ -354,7 +363,7 @@ void pack_writer_free(struct pack_writer *w, bool keep)
     free((void *)w->decisions.note);
     free(w->files);
     free(w->trunk_offset);
-    free(w->trunk_hash);
+    free(w->block_hash);
     free(w->extents);
     free(w);
 }
@@ -394,6 +403,11 @@ void pack_writer_skip_experts(struct pack_writer *w)
 uint32_t pack_writer_n_trunk(const struct pack_writer *w)
 {
     return w->n_trunk;
+}
+
+uint64_t pack_writer_trunk_filled(const struct pack_writer *w)
+{
+    return w->filled;
 }
 
 uint32_t pack_writer_n_extents(const struct pack_writer *w)
@@ -451,20 +465,55 @@ static enum ps_status write_data(struct pack_writer *w, uint32_t i, const uint8_
     return status;
 }
 
-/* A tensor is whole. */
-static enum ps_status note_tensor(struct pack_writer *w, struct ps_error *err)
+uint64_t pack_writer_block_bytes(const struct pack_writer *w)
 {
-    uint32_t tensor = w->n_trunk;
-    w->trunk_hash[tensor] = XXH3_64bits_digest(w->hash);
+    uint64_t left = w->plan->trunk_bytes[w->n_trunk] - w->filled / PACKED_BLOCK_BYTES * PACKED_BLOCK_BYTES;
+    return left < PACKED_BLOCK_BYTES ? left : PACKED_BLOCK_BYTES;
+}
+
+void pack_writer_fill(struct pack_writer *w, uint64_t bytes, uint64_t hash)
+{
+    w->block_hash[w->n_blocks] = hash;
+    w->filled += bytes;
+    bool is_whole = w->filled == w->plan->trunk_bytes[w->n_trunk];
+    w->n_blocks += is_whole || w->filled % PACKED_BLOCK_BYTES == 0;
+    if (!is_whole)
+        return;
     w->filled = 0;
     w->n_trunk++;
     pack_writer_skip_experts(w);
+}
+
+/* Hashes bytes that were written, at most up to the end of their block. */
+static enum ps_status note_block(struct pack_writer *w, const uint8_t *data, uint64_t bytes,
+                                 struct ps_error *err)
+{
+    uint64_t start = w->filled / PACKED_BLOCK_BYTES * PACKED_BLOCK_BYTES;
     struct pack_record record = {.kind = PACK_TRUNK,
-                                 .item = tensor,
-                                 .offset = w->trunk_offset[tensor],
-                                 .bytes = w->plan->trunk_bytes[tensor],
-                                 .hash = w->trunk_hash[tensor]};
-    return pack_journal_append(w->journal, &record, err);
+                                 .item = w->n_trunk,
+                                 .offset = w->trunk_offset[w->n_trunk] + start,
+                                 .bytes = pack_writer_block_bytes(w)};
+    if (w->filled == start)
+        XXH3_64bits_reset(w->hash);
+    XXH3_64bits_update(w->hash, data, bytes);
+    record.hash = XXH3_64bits_digest(w->hash);
+    bool is_whole = w->filled + bytes == start + record.bytes;
+    pack_writer_fill(w, bytes, record.hash);
+    return is_whole ? pack_journal_append(w->journal, &record, err) : PS_OK;
+}
+
+/* Of one tensor. */
+static enum ps_status write_tensor(struct pack_writer *w, const uint8_t *data, uint64_t bytes,
+                                   struct ps_error *err)
+{
+    enum ps_status status = write_data(w, 0, data, bytes, w->trunk_offset[w->n_trunk] + w->filled, err);
+    for (uint64_t done = 0; status == PS_OK && done < bytes;) {
+        uint64_t left = pack_writer_block_bytes(w) - w->filled % PACKED_BLOCK_BYTES;
+        uint64_t n = bytes - done < left ? bytes - done : left;
+        status = note_block(w, data + done, n, err);
+        done += n;
+    }
+    return status == PS_OK ? commit_when_due(w, bytes, err) : status;
 }
 
 enum ps_status pack_writer_trunk(struct pack_writer *w, const uint8_t *data, uint64_t bytes,
@@ -475,15 +524,7 @@ enum ps_status pack_writer_trunk(struct pack_writer *w, const uint8_t *data, uin
             return ps_error_set(err, PS_ERR_ARGUMENT, "%s: more data than its trunk has", w->plan->path);
         uint64_t left = w->plan->trunk_bytes[w->n_trunk] - w->filled;
         uint64_t n = bytes < left ? bytes : left;
-        enum ps_status status = write_data(w, 0, data, n, w->trunk_offset[w->n_trunk] + w->filled, err);
-        if (w->filled == 0)
-            XXH3_64bits_reset(w->hash);
-        XXH3_64bits_update(w->hash, data, n);
-        w->filled += n;
-        if (status == PS_OK && n == left)
-            status = note_tensor(w, err);
-        if (status == PS_OK)
-            status = commit_when_due(w, n, err);
+        enum ps_status status = write_tensor(w, data, n, err);
         if (status != PS_OK)
             return status;
         data += n;
@@ -541,6 +582,7 @@ static void build_index(const struct pack_writer *w, uint8_t *index)
     at = put_u32(at, plan->n_tensors);
     at = put_u32(at, plan->n_layers);
     at = put_u32(at, plan->n_shards);
+    at = put_u64(at, count_blocks(plan));
     for (uint32_t i = 0; i < w->n_files; i++) {
         const struct pack_file *file = &w->files[i];
         at = put_u64(at, file->end);
@@ -548,10 +590,13 @@ static void build_index(const struct pack_writer *w, uint8_t *index)
         at = put(at, file->named, strlen(file->named));
     }
     at = index + round_up((uint64_t)(at - index), 8);
+    uint64_t block = 0;
     for (uint32_t i = 0; i < plan->n_tensors; i++) {
         at = put_u64(at, w->trunk_offset[i]);
-        at = put_u64(at, w->trunk_hash[i]);
+        at = put_u64(at, plan->trunk_bytes[i] > 0 ? block : 0);
+        block += packed_blocks(plan->trunk_bytes[i]);
     }
+    at = put(at, w->block_hash, block * sizeof(*w->block_hash));
     at = put(at, w->decisions.codecs, (uint64_t)plan->n_layers * PACKED_LAYER_CODECS);
     for (uint32_t i = 0; i < plan->n_shards; i++) {
         const struct packed_extent *extent = &w->extents[i];

@@ -3,7 +3,7 @@
  *     pack_writer_new(&w, &plan, &start, &err);         what an interrupted pack left is found
  *     if (start == PACK_FRESH || PACK_STARTED_OVER)
  *         pack_writer_decide(w, &decisions, &err);      else pack_writer_decisions() are those made then
- *     pack_writer_trunk(w, data, bytes, &err); ...      tensors from pack_writer_n_trunk() on, in order
+ *     pack_writer_trunk(w, data, bytes, &err); ...      tensors in order, from pack_writer_trunk_filled() of pack_writer_n_trunk() on
  *     pack_writer_extent(w, data, bytes, hash, &err);   those of plan.order from pack_writer_n_extents() on
  *     pack_writer_finish(w, &err);                      on disk and under their names
  *     pack_writer_free(w, false);
@@ -69,6 +69,7 @@ struct pack_decisions pack_writer_decisions(const struct pack_writer *writer);
 
 uint32_t pack_writer_n_trunk(
     const struct pack_writer *writer); /* the tensor that takes the next byte; experts' are passed over */
+uint64_t pack_writer_trunk_filled(const struct pack_writer *writer); /* bytes of that tensor that it has */
 uint32_t pack_writer_n_extents(const struct pack_writer *writer);    /* written */
 uint64_t pack_writer_bytes(const struct pack_writer *writer);        /* of all files, so far */
 uint64_t pack_writer_extent_bytes(const struct pack_writer *writer); /* of all extents, so far */

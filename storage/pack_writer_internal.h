@@ -32,10 +32,11 @@ struct pack_writer {
     uint64_t *trunk_offset; /* [n_tensors] 0: an expert's */
     uint64_t extents_at;    /* of the main file: where trunk ends */
 
-    uint64_t *trunk_hash;          /* [n_tensors] */
+    uint64_t *block_hash;          /* [packed_blocks() of all the trunk] */
+    uint64_t n_blocks;             /* done */
     uint32_t n_trunk;              /* tensors done or passed over */
     uint64_t filled;               /* bytes of the current one */
-    struct XXH3_state_s *hash;     /* of them */
+    struct XXH3_state_s *hash;     /* of those of its current block */
     struct packed_extent *extents; /* [n_shards] by shard */
     uint32_t n_extents;
 
@@ -54,6 +55,10 @@ static inline uint32_t pack_file_of(const struct pack_writer *w, uint32_t nth)
 enum ps_status pack_writer_lay_out(struct pack_writer *w, struct ps_error *err);
 /* Passes over experts' tensors. */
 void pack_writer_skip_experts(struct pack_writer *w);
+/* Bytes that the current block of the current tensor has when it is whole. */
+uint64_t pack_writer_block_bytes(const struct pack_writer *w);
+/* Counts bytes of the current block, with its hash once it is whole. */
+void pack_writer_fill(struct pack_writer *w, uint64_t bytes, uint64_t hash);
 /* Opens the temporary files, cut to what is in them, and writes what precedes the index. */
 enum ps_status pack_writer_open_files(struct pack_writer *w, struct ps_error *err);
 /* Gives a sealed container its names. */

@@ -87,11 +87,9 @@ static bool take_record(struct pack_writer *w, const struct pack_record *r, cons
         return false;
     if (r->kind == PACK_TRUNK) {
         if (w->n_trunk == plan->n_tensors || r->item != w->n_trunk || r->file != 0 ||
-            r->offset != w->trunk_offset[r->item] || r->bytes != plan->trunk_bytes[r->item])
+            r->offset != w->trunk_offset[r->item] + w->filled || r->bytes != pack_writer_block_bytes(w))
             return false;
-        w->trunk_hash[r->item] = r->hash;
-        w->n_trunk++;
-        pack_writer_skip_experts(w);
+        pack_writer_fill(w, r->bytes, r->hash);
     } else if (r->kind == PACK_EXTENT) {
         if (w->n_trunk < plan->n_tensors || w->n_extents == plan->n_shards ||
             r->item != plan->order[w->n_extents] || r->file != pack_file_of(w, w->n_extents) ||
@@ -161,6 +159,7 @@ static enum ps_status take_records(struct pack_writer *w, struct ps_error *err)
         return status;
     /* What has a final name is of an earlier pack that was finished: it stays until this one is. */
     w->n_trunk = w->n_extents = 0;
+    w->n_blocks = w->filled = 0;
     for (uint32_t i = 0; i < w->n_files; i++)
         w->files[i].end = 0;
     pack_writer_skip_experts(w);

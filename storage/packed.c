@@ -34,11 +34,12 @@ struct data_file {
 struct packed {
     uint8_t id[PACKED_ID_BYTES];
     uint32_t n_files, n_tensors, n_layers, n_shards;
+    uint64_t n_blocks;
     struct region header, index;
     struct data_file *files; /* [n_files] owned; 0: the main file */
     uint8_t *data;           /* the index; owned */
     /* bytes from its start */
-    uint64_t trunk_at, layers_at, extents_at, note_at, note_bytes;
+    uint64_t trunk_at, blocks_at, layers_at, extents_at, note_at, note_bytes;
 };
 
 static uint32_t u32_at(const uint8_t *data, uint64_t at)
@@ -132,7 +133,10 @@ static enum ps_status read_unit(const struct open_file *file, const char *magic,
     if (XXH3_64bits(unit, hash_at) != u64_at(unit, hash_at))
         return damaged(file->path, "checksum of its first bytes differs", err);
     if (version != PACKED_VERSION)
-        return damaged(file->path, "container version 0", err);
+        return ps_error_set(err, PS_ERR_UNSUPPORTED,
+                            "%s: container version %" PRIu32
+                            ", only %d can be read: an older penstock made it: pack the model again",
+                            file->path, version, PACKED_VERSION);
     for (uint32_t i = hash_at + (uint32_t)sizeof(uint64_t); i < IO_ALIGN; i++) {
         if (unit[i] != 0)
             return damaged(file->path, "its first unit does not end in zeros", err);
@@ -241,10 +245,11 @@ static bool take(struct cursor *cursor, uint64_t bytes, uint64_t *at)
 }
 
 /* n items of a section that starts at the next multiple. */
-static bool take_section(struct cursor *cursor, uint32_t n, uint32_t item_bytes, uint64_t *at)
+static bool take_section(struct cursor *cursor, uint64_t n, uint32_t item_bytes, uint64_t *at)
 {
-    uint64_t padding = -cursor->at % PACKED_INDEX_ALIGN, unused;
-    return take(cursor, padding, &unused) && take(cursor, (uint64_t)n * item_bytes, at);
+    uint64_t padding = -cursor->at % PACKED_INDEX_ALIGN, unused, bytes;
+    return take(cursor, padding, &unused) && !__builtin_mul_overflow(n, item_bytes, &bytes) &&
+           take(cursor, bytes, at);
 }
 
 /* "DIR/path" for a relative path, DIR being the main file's; NULL when memory runs out. */
@@ -290,12 +295,14 @@ static enum ps_status parse_index(struct packed *packed, const struct open_file 
     packed->n_tensors = u32_at(packed->data, 4);
     packed->n_layers = u32_at(packed->data, 8);
     packed->n_shards = u32_at(packed->data, 12);
+    packed->n_blocks = u64_at(packed->data, PACKED_AT_N_BLOCKS);
     if (u32_at(packed->data, 0) != packed->n_files)
         return damaged(file->path, "number of files in the index", err);
     enum ps_status status = take_files(packed, file, &cursor, err);
     if (status != PS_OK)
         return status;
     if (!take_section(&cursor, packed->n_tensors, PACKED_TRUNK_BYTES, &packed->trunk_at) ||
+        !take_section(&cursor, packed->n_blocks, PACKED_HASH_BYTES, &packed->blocks_at) ||
         !take_section(&cursor, packed->n_layers, PACKED_LAYER_CODECS, &packed->layers_at) ||
         !take_section(&cursor, packed->n_shards, PACKED_EXTENT_BYTES, &packed->extents_at) ||
         !take_section(&cursor, 1, sizeof(uint64_t), &packed->note_at))
@@ -324,11 +331,47 @@ static enum ps_status check_layers(const struct packed *packed, struct ps_error 
     return PS_OK;
 }
 
+static int compare_extents(const void *a, const void *b, void *context)
+{
+    struct packed_extent x = packed_shard_extent(context, *(const uint32_t *)a);
+    struct packed_extent y = packed_shard_extent(context, *(const uint32_t *)b);
+    if (x.file != y.file)
+        return x.file < y.file ? -1 : 1;
+    return x.offset < y.offset ? -1 : x.offset > y.offset;
+}
+
+/* If any two overlap, so do two that are neighbours once all are sorted by place. */
+static enum ps_status check_overlaps(struct packed *packed, struct ps_error *err)
+{
+    const char *path = packed->files[0].path;
+    enum ps_status status = PS_OK;
+    uint32_t n = packed->n_shards;
+    uint32_t *order = malloc((n + 1ul) * sizeof(*order));
+    if (!order)
+        return ps_error_set(err, PS_ERR_NOMEM, "%s: no memory to check %" PRIu32 " extents", path, n);
+    for (uint32_t i = 0; i < n; i++)
+        order[i] = i;
+    qsort_r(order, n, sizeof(*order), compare_extents, packed);
+    for (uint32_t i = 1; status == PS_OK && i < n; i++) {
+        struct packed_extent before = packed_shard_extent(packed, order[i - 1]);
+        struct packed_extent extent = packed_shard_extent(packed, order[i]);
+        if (before.file == extent.file && before.offset + before.bytes > extent.offset)
+            status = ps_error_set(err, PS_ERR_FORMAT,
+                                  "%s: extent %" PRIu32 " at offset %" PRIu64 " of file %" PRIu32
+                                  " overlaps extent %" PRIu32 ": damaged",
+                                  path, order[i], extent.offset, extent.file, order[i - 1]);
+    }
+    free(order);
+    return status;
+}
+
 static enum ps_status check_places(const struct packed *packed, struct ps_error *err)
 {
     const char *path = packed->files[0].path;
     for (uint32_t i = 0; i < packed->n_tensors; i++) {
-        uint64_t offset = u64_at(packed->data, packed->trunk_at + (uint64_t)i * PACKED_TRUNK_BYTES);
+        uint64_t offset, block;
+        if (!packed_trunk_tensor(packed, i, &offset, &block) && block != 0)
+            return damaged(path, "blocks of a tensor of the experts", err);
         if (offset != 0 && (offset % PACKED_TENSOR_ALIGN != 0 || !packed_is_data(packed, 0, offset, 1)))
             return ps_error_set(err, PS_ERR_FORMAT,
                                 "%s: tensor %" PRIu32 " cannot be at offset %" PRIu64 ": damaged", path, i,
@@ -422,6 +465,8 @@ enum ps_status packed_open(struct packed **out, const char *path, struct ps_erro
         status = check_layers(packed, err);
     if (status == PS_OK)
         status = check_places(packed, err);
+    if (status == PS_OK)
+        status = check_overlaps(packed, err);
     if (status != PS_OK) {
         packed_free(packed);
         return status;
@@ -484,18 +529,32 @@ uint32_t packed_n_tensors(const struct packed *packed)
     return packed->n_tensors;
 }
 
-bool packed_trunk_tensor(const struct packed *packed, uint32_t tensor, uint64_t *offset, uint64_t *hash)
+uint64_t packed_n_blocks(const struct packed *packed)
+{
+    return packed->n_blocks;
+}
+
+bool packed_trunk_tensor(const struct packed *packed, uint32_t tensor, uint64_t *offset,
+                         uint64_t *first_block)
 {
     uint64_t at = packed->trunk_at + (uint64_t)tensor * PACKED_TRUNK_BYTES;
     *offset = u64_at(packed->data, at);
-    *hash = u64_at(packed->data, at + 8);
+    *first_block = u64_at(packed->data, at + 8);
     return *offset != 0;
 }
 
-bool packed_trunk_is_sound(const struct packed *packed, uint32_t tensor, const uint8_t *data, uint64_t bytes)
+uint64_t packed_trunk_damage(const struct packed *packed, uint32_t tensor, uint64_t at, const uint8_t *data,
+                             uint64_t bytes)
 {
-    uint64_t offset, hash;
-    return packed_trunk_tensor(packed, tensor, &offset, &hash) && XXH3_64bits(data, bytes) == hash;
+    uint64_t offset, block;
+    packed_trunk_tensor(packed, tensor, &offset, &block);
+    uint64_t hash_at = packed->blocks_at + (block + at / PACKED_BLOCK_BYTES) * PACKED_HASH_BYTES;
+    for (uint64_t done = 0; done < bytes; done += PACKED_BLOCK_BYTES, hash_at += PACKED_HASH_BYTES) {
+        uint64_t n = bytes - done < PACKED_BLOCK_BYTES ? bytes - done : PACKED_BLOCK_BYTES;
+        if (XXH3_64bits(data + done, n) != u64_at(packed->data, hash_at))
+            return at + done;
+    }
+    return UINT64_MAX;
 }
 
 uint32_t packed_n_layers(const struct packed *packed)

@@ -6,7 +6,7 @@
  *
  *   main file    superblock, one aligned unit:
  *                     0  magic "penstock"
- *                     8  u32 version, 1
+ *                     8  u32 version, 2
  *                    12  u32 n_files: the main file and the data files
  *                    16  u8[16] id: the same in all files of one packing, different in any other
  *                    32  u64 bytes of this file
@@ -20,17 +20,21 @@
  *                extents whose file is 0
  *   data file    head, one aligned unit:
  *                     0  magic "penstrip"
- *                     8  u32 version, 1
+ *                     8  u32 version, 2
  *                    12  u32 number of this file, from 1
  *                    16  u8[16] id
  *                    32  u64 bytes of this file
  *                    40  u64 hash of the 40 bytes before
  *                extents whose file is its number
+ *   Nothing overlaps anything else.
  *
- *   index        u32 n_files, n_tensors, n_layers, n_shards; then, each section at a multiple of 8,
+ *   index        u32 n_files, n_tensors, n_layers, n_shards, u64 n_blocks; then, each section at a multiple of 8,
  *                files    n_files x { u64 bytes, u32 path_bytes, path, without a 0 }: of file 0 the path is empty. A relative path starts
  *                         at the main file's directory
- *                trunk    n_tensors x { u64 offset in file 0, u64 hash }, by offset in the GGUF; offset 0: an expert's tensor
+ *                trunk    n_tensors x { u64 offset in file 0, u64 number of its first block }, by offset in the GGUF; of an
+ *                         expert's tensor both are 0
+ *                blocks   n_blocks x u64 hash: of each 16384 bytes of each trunk tensor, whose last block may be shorter, tensor
+ *                         after tensor
  *                layers   n_layers x u8[16]: enum chunk_codec of each enum shard_part, the rest 0
  *                extents  n_shards x { u32 file, u32 0, u64 offset, u64 bytes, u64 hash }, by layer, then expert; offset and bytes
  *                         are aligned, the hash is of all these bytes
@@ -55,12 +59,19 @@
 #include "storage/status.h"
 
 enum {
-    PACKED_VERSION = 1,
+    PACKED_VERSION = 2,
     PACKED_ID_BYTES = 16,
     PACKED_PART_ALIGN = 64,
     PACKED_LAYER_CODECS = 16, /* bytes per layer in the index */
+    PACKED_BLOCK_BYTES = 16 << 10,
 };
 #define CHUNK_AS_IS UINT32_C(0x80000000)
+
+/* Blocks of a trunk tensor. */
+static inline uint64_t packed_blocks(uint64_t bytes)
+{
+    return bytes / PACKED_BLOCK_BYTES + (bytes % PACKED_BLOCK_BYTES != 0);
+}
 
 /* ---- how one layer's experts are laid out ---- */
 
@@ -100,9 +111,9 @@ struct packed;
 
 /* Whether the file starts as a container's main file or a data file does; false also when it cannot be read. */
 bool packed_is_container(const char *path);
-/* Reads superblock and index, checks every hash, length and offset of them, and that each data file is there, is of
- * this packing and has its size. PS_ERR_IO: cannot be read, or a data file (a drive) is missing, named; PS_ERR_FORMAT: truncated, damaged,
- * not of this packing; PS_ERR_UNSUPPORTED: a version or codec of the future; PS_ERR_NOMEM. */
+/* Reads superblock and index, checks every hash, length and offset of them, that no extents overlap, and that each data file is
+ * there, is of this packing and has its size. PS_ERR_IO: cannot be read, or a data file (a drive) is missing, named; PS_ERR_FORMAT: truncated, damaged,
+ * not of this packing; PS_ERR_UNSUPPORTED: another version, or a codec of the future; PS_ERR_NOMEM. */
 enum ps_status packed_open(struct packed **out, const char *path, struct ps_error *err);
 void packed_free(struct packed *packed); /* NULL is fine */
 
@@ -117,10 +128,14 @@ void packed_gguf_header(const struct packed *packed, uint64_t *offset, uint64_t 
 bool packed_is_data(const struct packed *packed, uint32_t file, uint64_t offset, uint64_t bytes);
 
 uint32_t packed_n_tensors(const struct packed *packed);
+uint64_t packed_n_blocks(const struct packed *packed);
 /* tensor: index in the directory of gguf_open(). False: an expert's. */
-bool packed_trunk_tensor(const struct packed *packed, uint32_t tensor, uint64_t *offset, uint64_t *hash);
-/* Whether data is what the trunk tensor was. */
-bool packed_trunk_is_sound(const struct packed *packed, uint32_t tensor, const uint8_t *data, uint64_t bytes);
+bool packed_trunk_tensor(const struct packed *packed, uint32_t tensor, uint64_t *offset,
+                         uint64_t *first_block);
+/* Of what are to be bytes [at, at + bytes) of a trunk tensor: where in the tensor the first block begins that is not what it was;
+ * UINT64_MAX: all are sound. at: a multiple of PACKED_BLOCK_BYTES; bytes too, unless they end with the tensor. */
+uint64_t packed_trunk_damage(const struct packed *packed, uint32_t tensor, uint64_t at, const uint8_t *data,
+                             uint64_t bytes);
 uint32_t packed_n_layers(const struct packed *packed);
 const uint8_t *packed_layer_codecs(const struct packed *packed, uint32_t layer); /* [SHARD_N_PARTS] */
 uint32_t packed_n_shards(const struct packed *packed);

@@ -21,10 +21,12 @@ enum {
     PACKED_AT_DATA_HASH = 40, /* head */
 
     /* The index. */
-    PACKED_INDEX_COUNTS = 16, /* bytes: u32 n_files, n_tensors, n_layers, n_shards */
-    PACKED_INDEX_ALIGN = 8,   /* of each section */
-    PACKED_FILE_BYTES = 12,   /* before a path */
+    PACKED_INDEX_COUNTS = 24, /* bytes: u32 n_files, n_tensors, n_layers, n_shards, u64 n_blocks */
+    PACKED_AT_N_BLOCKS = 16,
+    PACKED_INDEX_ALIGN = 8, /* of each section */
+    PACKED_FILE_BYTES = 12, /* before a path */
     PACKED_TRUNK_BYTES = 16,
+    PACKED_HASH_BYTES = 8,
     PACKED_EXTENT_BYTES = 32,
 
     PACKED_TENSOR_ALIGN = 64, /* of trunk tensors in file 0 */

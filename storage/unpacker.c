@@ -9,7 +9,10 @@
 #include "storage/io_reader.h"
 #include "storage/service_thread.h"
 
-enum { HASH_STATE_BYTES = 704 }; /* of XXH3_createState(): 576, aligned to 64, and malloc's own */
+enum {
+    HASH_STATE_BYTES = 704, /* of XXH3_createState(): 576, aligned to 64, and malloc's own */
+    PIECE_BYTES = 1 << 20,  /* of a job that is not urgent, before it looks for one that is */
+};
 
 /* How far a job is. It has one from when a thread first works at it until done(). */
 struct unpack_state {
@@ -33,6 +36,10 @@ struct work_done {
     uint64_t bytes, check_ns, unpack_ns;
 };
 
+struct job_queue {
+    struct unpack_job *head, *tail;
+};
+
 struct unpacker {
     struct unpacker_config config;
     struct worker *workers;      /* [n_threads] */
@@ -40,7 +47,7 @@ struct unpacker {
 
     pthread_mutex_t lock; /* for the rest, and the state of jobs but for struct unpack_state */
     pthread_cond_t work;
-    struct unpack_job *head, *tail; /* jobs of which more has landed, and which no thread works at */
+    struct job_queue urgent, others; /* jobs of which more has landed, and which no thread works at */
     struct unpack_state *free_states;
     uint64_t check_ns, unpack_ns;
     struct unpacker_stats stats;
@@ -162,27 +169,52 @@ static enum unpack_outcome judge(const struct unpack_job *job)
 
 /* ---- threads ---- */
 
+static struct job_queue *queue_of(struct unpacker *unpacker, const struct unpack_job *job)
+{
+    return job->urgent ? &unpacker->urgent : &unpacker->others;
+}
+
+static void append(struct job_queue *queue, struct unpack_job *job)
+{
+    job->queued = true;
+    job->next = NULL;
+    job->prev = queue->tail;
+    *(queue->tail ? &queue->tail->next : &queue->head) = job;
+    queue->tail = job;
+}
+
+static void prepend(struct job_queue *queue, struct unpack_job *job)
+{
+    job->queued = true;
+    job->prev = NULL;
+    job->next = queue->head;
+    *(queue->head ? &queue->head->prev : &queue->tail) = job;
+    queue->head = job;
+}
+
+static void unlink_job(struct job_queue *queue, struct unpack_job *job)
+{
+    *(job->prev ? &job->prev->next : &queue->head) = job->next;
+    *(job->next ? &job->next->prev : &queue->tail) = job->prev;
+    job->queued = false;
+}
+
 static void enqueue(struct unpacker *unpacker, struct unpack_job *job)
 {
     if (job->queued || job->busy) /* whoever works at it looks again before leaving it */
         return;
-    job->queued = true;
-    job->next = NULL;
-    if (unpacker->tail)
-        unpacker->tail->next = job;
-    else
-        unpacker->head = job;
-    unpacker->tail = job;
+    append(queue_of(unpacker, job), job);
     pthread_cond_signal(&unpacker->work);
 }
 
+/* NULL: there is nothing to do. */
 static struct unpack_job *dequeue(struct unpacker *unpacker)
 {
-    struct unpack_job *job = unpacker->head;
-    unpacker->head = job->next;
-    if (!unpacker->head)
-        unpacker->tail = NULL;
-    job->queued = false;
+    struct job_queue *queue = unpacker->urgent.head ? &unpacker->urgent : &unpacker->others;
+    struct unpack_job *job = queue->head;
+    if (!job)
+        return NULL;
+    unlink_job(queue, job);
     job->busy = true;
     if (!job->state) { /* there is one: no more than n_jobs are at work */
         job->state = unpacker->free_states;
@@ -192,36 +224,57 @@ static struct unpack_job *dequeue(struct unpacker *unpacker)
     return job;
 }
 
-/* Works at all of a job that has landed; under the lock, which it drops meanwhile. */
-static void serve(struct worker *worker, struct unpack_job *job)
+static bool has_failed(const struct unpack_job *job)
+{
+    return job->ended && !job->read_ok;
+}
+
+/* Works at the next piece of a job; under the lock, which it drops meanwhile. */
+static void work_piece(struct worker *worker, struct unpack_job *job)
 {
     struct unpacker *unpacker = worker->unpacker;
-    uint64_t landed;
-    bool ended, failed;
-    do {
-        struct work_done did = {0};
-        landed = job->landed;
-        ended = job->ended;
-        failed = ended && !job->read_ok;
-        pthread_mutex_unlock(&unpacker->lock);
-        if (!failed)
-            work_at(worker->decoder, job, landed, &did);
-        pthread_mutex_lock(&unpacker->lock);
-        unpacker->check_ns += did.check_ns;
-        unpacker->unpack_ns += did.unpack_ns;
-        unpacker->stats.bytes_unpacked += did.bytes;
-    } while (job->landed != landed || job->ended != ended);
-    job->busy = false;
-    if (!ended)
-        return;
-    job->outcome = failed ? UNPACK_READ_FAILED : judge(job);
-    unpacker->stats.checked += job->check && !failed;
+    struct work_done did = {0};
+    uint64_t upto = job->landed;
+    if (!job->urgent && upto - job->worked > PIECE_BYTES)
+        upto = job->worked + PIECE_BYTES;
+    pthread_mutex_unlock(&unpacker->lock);
+    work_at(worker->decoder, job, upto, &did);
+    pthread_mutex_lock(&unpacker->lock);
+    job->worked = upto;
+    unpacker->check_ns += did.check_ns;
+    unpacker->unpack_ns += did.unpack_ns;
+    unpacker->stats.bytes_unpacked += did.bytes;
+}
+
+/* As new but for its outcome, so that it can begin again in done(). */
+static void end_job(struct unpacker *unpacker, struct unpack_job *job)
+{
+    job->outcome = job->read_ok ? judge(job) : UNPACK_READ_FAILED;
+    unpacker->stats.checked += job->check && job->read_ok;
     job->state->next = unpacker->free_states;
     unpacker->free_states = job->state;
     job->state = NULL;
+    job->landed = job->worked = 0;
+    job->ended = job->read_ok = false;
     pthread_mutex_unlock(&unpacker->lock);
     job->done(job);
     pthread_mutex_lock(&unpacker->lock);
+}
+
+/* Works at all of a job that has landed, or until an urgent one is there; under the lock, which it drops meanwhile. */
+static void serve(struct worker *worker, struct unpack_job *job)
+{
+    struct unpacker *unpacker = worker->unpacker;
+    bool yields = false;
+    while (job->worked < job->landed && !has_failed(job) && !yields) {
+        work_piece(worker, job);
+        yields = !job->urgent && unpacker->urgent.head;
+    }
+    job->busy = false;
+    if (has_failed(job) || (job->ended && job->worked == job->landed))
+        end_job(unpacker, job);
+    else if (job->worked < job->landed)
+        prepend(queue_of(unpacker, job), job); /* it keeps its turn */
 }
 
 static void *worker_main(void *context)
@@ -230,8 +283,9 @@ static void *worker_main(void *context)
     struct unpacker *unpacker = worker->unpacker;
     pthread_mutex_lock(&unpacker->lock);
     while (!unpacker->stop) {
-        if (unpacker->head)
-            serve(worker, dequeue(unpacker));
+        struct unpack_job *job = dequeue(unpacker);
+        if (job)
+            serve(worker, job);
         else
             pthread_cond_wait(&unpacker->work, &unpacker->lock);
     }
@@ -337,6 +391,17 @@ void unpacker_ended(struct unpacker *unpacker, struct unpack_job *job, bool ok)
     if (ok)
         job->landed = job->stored_bytes;
     enqueue(unpacker, job);
+    pthread_mutex_unlock(&unpacker->lock);
+}
+
+void unpacker_promote(struct unpacker *unpacker, struct unpack_job *job)
+{
+    pthread_mutex_lock(&unpacker->lock);
+    if (job->queued && !job->urgent) {
+        unlink_job(&unpacker->others, job);
+        append(&unpacker->urgent, job);
+    }
+    job->urgent = true;
     pthread_mutex_unlock(&unpacker->lock);
 }
 

@@ -3,7 +3,8 @@
  * Whoever reads an extent of a packed container passes its io_job's progress on to an unpack job: landed() for each
  * report, from the reader's thread, and ended() when the reader is done with it. Threads hash what has landed and unpack it
  * chunk by chunk, in order, in the slot (packed.h says why it fits), and call done() when all is in place or it has
- * failed. Jobs are served in the order in which they have something new, each by one thread at a time. */
+ * failed. Urgent jobs go first, and make others wait after the piece that is being worked at; otherwise jobs are served in
+ * the order in which they have something new, each by one thread at a time. */
 #ifndef PENSTOCK_STORAGE_UNPACKER_H
 #define PENSTOCK_STORAGE_UNPACKER_H
 
@@ -28,17 +29,19 @@ struct unpack_job {
     uint64_t stored_at;                 /* where in the slot the extent lands */
     uint64_t stored_bytes;              /* of it; it ends inside the slot */
     uint64_t hash;
-    bool check; /* the hash is compared */
+    bool check;  /* the hash is compared */
+    bool urgent; /* compute waits for it; once it has begun, unpacker_promote() sets it */
     void (*done)(
         struct unpack_job *
-            job); /* once, on a thread of the unpacker, without a lock; the job may be reused from there on */
+            job); /* once, on a thread of the unpacker, without a lock; from there on the job may begin again as it is, or be reused */
     void *owner;
     enum unpack_outcome outcome; /* valid in done() */
 
     /* The unpacker's own, 0 at the start. */
     struct unpack_state *state; /* the hash's and the walk's */
-    struct unpack_job *next;
-    uint64_t landed; /* bytes of the extent */
+    struct unpack_job *prev, *next;
+    uint64_t landed; /* bytes of the extent, */
+    uint64_t worked; /* and how many of them were worked at */
     bool queued, busy, ended, read_ok;
 };
 
@@ -58,6 +61,8 @@ uint64_t unpacker_memory(const struct unpacker_config *config); /* bytes, stacks
 void unpacker_landed(struct unpacker *unpacker, struct unpack_job *job, uint64_t bytes);
 /* No further landed(). ok: all of it is in memory. */
 void unpacker_ended(struct unpacker *unpacker, struct unpack_job *job, bool ok);
+/* Compute has come to wait for the job, which may be anywhere between its begin and done(). */
+void unpacker_promote(struct unpacker *unpacker, struct unpack_job *job);
 
 struct unpacker_stats {
     uint64_t checked;        /* extents whose hash was compared */

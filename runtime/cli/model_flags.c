@@ -57,7 +57,8 @@ const struct flag MODEL_FLAGS[] = {
     {"io-limit", 0, FLAG_SIZE, OPTION(params.io_limit), "RATE", .help = "bytes per second at most; 0: none"},
     {"verify", 0, FLAG_CHOICE, OPTION(params.verify), "WHEN",
      .help = "of a packed model: compare checksums each time that bytes are\n"
-             "read, or the first time, which is the default:",
+             "read, or the first time, which is the default; of tables that\n"
+             "stay in the file, 16K are read around each row for it:",
      .words = verify_words},
     {"cache-policy", 0, FLAG_NAME, OPTION(params.cache_policy), "NAME",
      .help = "which expert leaves the cache:", .name_at = policy_name_at},

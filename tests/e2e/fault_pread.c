@@ -1,15 +1,17 @@
 /* Test shim, loaded with LD_PRELOAD: makes pread misbehave as a failing or a busy drive would.
  *
  *   FAULT_PREAD_KIND   eio: the read fails; eof: it returns 0; short: it reads half of what was asked;
- *                      eintr: it is interrupted; none: it works, and is only counted
+ *                      eintr: it is interrupted; flip: a bit of a byte is wrong, once; none: it works, and is only counted
  *   FAULT_PREAD_AFTER  calls that pass first
  *   FAULT_PREAD_EVERY  of the calls after those, every one (1), every second (2), ... misbehaves
+ *   FAULT_PREAD_PLACE  flip: where the byte is in the file, whichever file that is
  *   FAULT_PREAD_COUNT  file to which the number of calls is written at exit
  *
  * Built without _FILE_OFFSET_BITS, under which the two functions below would be one. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +23,8 @@ typedef ssize_t pread_fn(int fd, void *buffer, size_t count, off_t offset);
 
 static pread_fn *next_pread;
 static const char *kind = "none";
-static unsigned long after, every = 1;
+static unsigned long after, every = 1, place;
+static atomic_bool has_flipped;
 static atomic_ulong calls;
 
 static unsigned long number_from(const char *name, unsigned long otherwise)
@@ -38,6 +41,7 @@ __attribute__((constructor)) static void read_settings(void)
         kind = getenv("FAULT_PREAD_KIND");
     after = number_from("FAULT_PREAD_AFTER", 0);
     every = number_from("FAULT_PREAD_EVERY", 1);
+    place = number_from("FAULT_PREAD_PLACE", 0);
 }
 
 __attribute__((destructor)) static void write_count(void)
@@ -50,6 +54,16 @@ __attribute__((destructor)) static void write_count(void)
     fclose(file);
 }
 
+static ssize_t flipping_pread(int fd, void *buffer, size_t count, off_t offset)
+{
+    ssize_t n = next_pread(fd, buffer, count, offset);
+    unsigned long at = place - (unsigned long)offset;
+    if (place >= (unsigned long)offset && n > 0 && at < (unsigned long)n &&
+        !atomic_exchange(&has_flipped, true))
+        ((unsigned char *)buffer)[at] ^= 4;
+    return n;
+}
+
 static ssize_t faulty_pread(int fd, void *buffer, size_t count, off_t offset)
 {
     unsigned long call = atomic_fetch_add(&calls, 1);
@@ -57,6 +71,8 @@ static ssize_t faulty_pread(int fd, void *buffer, size_t count, off_t offset)
         return next_pread(fd, buffer, count, offset);
     if (strcmp(kind, "eof") == 0)
         return 0;
+    if (strcmp(kind, "flip") == 0)
+        return flipping_pread(fd, buffer, count, offset);
     if (strcmp(kind, "eio") == 0 || strcmp(kind, "eintr") == 0) {
         errno = strcmp(kind, "eio") == 0 ? EIO : EINTR;
         return -1;

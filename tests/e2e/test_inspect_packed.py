@@ -27,7 +27,7 @@ class InspectPacked(harness.TestCase):
         plain, packed = self.inspect(source), self.inspect(out)
         self.assertIsNone(plain["packed"])
         what = packed["packed"]
-        self.assertEqual((what["version"], what["unpacked_bytes"]), (1, plain["file_bytes"]))
+        self.assertEqual((what["version"], what["unpacked_bytes"]), (2, plain["file_bytes"]))
         self.assertEqual(len(what["files"]), 3)
         for file in what["files"]:
             self.assertEqual(os.path.getsize(file["path"]), file["bytes"])
@@ -47,7 +47,7 @@ class InspectPacked(harness.TestCase):
         self.assertAlmostEqual(packed["token_cycle_bytes"], stored, delta=2 * packed["moe_layers"])
         self.assertLess(packed["token_cycle_bytes"], plain["token_cycle_bytes"])
         text = self.ok("inspect", out).text
-        for words in ("packed container, version 1", "data file", "zstd-floats", stripes[1]):
+        for words in ("packed container, version 2", "data file", "zstd-floats", stripes[1]):
             self.assertIn(words, text)
 
     def test_missing_drive_is_named(self):

@@ -6,6 +6,8 @@ The shim in fault_pread.c stands in for the drive. It is preloaded, so the progr
 import os
 
 import harness
+import table_model
+from container import BLOCK, Container
 from harness import BUNDLED_MODEL
 
 PROMPT = ("-p", "Once upon a time", "-n", 24, "--temp", 0)
@@ -63,6 +65,23 @@ class FailingReads(harness.TestCase):
             with self.subTest(kind=kind):
                 result = self.ok(*self.command(), env=self.environment(kind, every=2))
                 self.assertEqual(result.stdout, whole)
+
+    @table_model.needed
+    def test_a_bit_that_flips_once_is_read_again(self):
+        """In a packed model's trunk, and in a table of which rows are read."""
+        model, packed = self.path("table.gguf"), self.path("table.pack")
+        table_model.write(model)
+        self.ok("pack", model, packed, "--zstd", "off")
+        table, _ = table_model.place(model, packed)
+        command = ("run", "-m", packed, "--prompt-tokens", "5,6,7,8", "-n", 4, "--temp", 0, "--print", "tokens")
+        command = (*command, "--io", "threads", "--ram", "1G")
+        whole = self.ok(*command).stdout
+        trunk = next(offset for offset in Container(packed).trunk if offset not in (0, table))
+        for place in (trunk, table + BLOCK - 1, table + BLOCK):
+            env = {**self.environment("flip"), "FAULT_PREAD_PLACE": str(place)}
+            result = self.ok(*command, env=env)
+            self.assertEqual(result.stdout, whole)
+            self.assertIn("sound when read again: 1", result.message)
 
 
 if __name__ == "__main__":

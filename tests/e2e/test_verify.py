@@ -6,13 +6,15 @@ import random
 import re
 
 import harness
+import table_model
+from container import BLOCK
 from harness import BUNDLED_MODEL, shared
 
 TOKENS = [(7 * i * i + 31 * i + 5) % 190 + 1 for i in range(40)]
 AMPLE = ("--ram", "1G")
 MODES = ("off", "first", "always")
 DAMAGED_EXPERT = re.compile(r"layer \d+, expert \d+: (\S+): extent at offset (\d+): checksum differs")
-DAMAGED_TENSOR = re.compile(r"penstock: \S+\.\S+: (\S+): tensor at offset (\d+): checksum differs")
+DAMAGED_TENSOR = re.compile(r"penstock: \S+\.\S+: (\S+): block at offset (\d+): checksum differs")
 
 
 def models():
@@ -28,7 +30,7 @@ class Verify(harness.TestCase):
         return packed
 
     def test_streamed_containers_give_the_same_bits_in_the_same_budget(self):
-        for model in models():
+        for model in models() + [table_model.SOURCE] * os.path.exists(table_model.SOURCE):
             expected = self.logits(model, TOKENS, *AMPLE)
             for level in ("off", 1):
                 packed = self.pack(model, level)
@@ -98,6 +100,47 @@ class Verify(harness.TestCase):
             if DAMAGED_TENSOR.search(line):
                 self.count_damage(kinds, line, packed, at, len(sound))
                 return
+
+    def packed_table(self):
+        model = self.path("table.gguf")
+        table_model.write(model)
+        packed = self.pack(model, "off")
+        return model, packed, *table_model.place(model, packed)
+
+    @table_model.needed
+    def test_tables_read_by_rows_give_the_same_bits_and_flipped_ones_are_found(self):
+        model, packed, start, size = self.packed_table()
+        expected = self.logits(model, TOKENS, *AMPLE)
+        sound = harness.read_bytes(packed)
+        generator = random.Random(5)
+        places = [0, BLOCK - 1, BLOCK, 2 * BLOCK - 1, size - 1] + [generator.randrange(size) for _ in range(5)]
+        for mode in ("first", "always"):
+            flags = ("--verify", mode, "--chunk", 11, *AMPLE)
+            self.assert_same_logits(self.logits(packed, TOKENS, *flags), expected)
+            for at in places:
+                self.flip(packed, sound, start + at, 1 << generator.randrange(8))
+                result = harness.run(*harness.logits_command(packed, TOKENS, *flags))
+                if result.code == 0:
+                    self.assertGreaterEqual(at, 2 * BLOCK)  # every token reads of the blocks before
+                    continue
+                line = self.assert_one_error(result, 1)
+                block = start + at // BLOCK * BLOCK
+                self.assertIn(f"{table_model.TABLE}: {packed}: block at offset {block}: checksum differs", line)
+            harness.write_bytes(packed, sound)
+        self.flip(packed, sound, start, 1)
+        self.ok(*harness.logits_command(packed, TOKENS, "--verify", "off", *AMPLE))
+
+    @table_model.needed
+    def test_a_table_is_checked_once_or_each_time(self):
+        """All else fits in memory, and is read once."""
+        _, packed, _, _ = self.packed_table()
+        checked = {}
+        for mode in MODES:
+            command = ("run", "-m", packed, "--prompt-tokens", harness.comma_list(TOKENS), "-n", 8, "--verify", mode)
+            _, stats = self.statistics(*command, *AMPLE, "--temp", 0, "--print", "tokens")
+            checked[mode] = stats["checked"]
+        self.assertEqual(checked["off"], 0)
+        self.assertLess(checked["first"], checked["always"])
 
     def test_a_gguf_has_nothing_to_verify(self):
         expected = self.logits(BUNDLED_MODEL, TOKENS)

@@ -123,7 +123,7 @@ struct container {
     struct buffer file[MAX_DATA_FILES + 1];
     uint64_t index_at, index_bytes;
     /* sections, from the file's start */
-    uint64_t trunk_at, layers_at, extents_at, note_at;
+    uint64_t trunk_at, blocks_at, layers_at, extents_at, note_at;
 };
 
 /* Checksums and sizes of a main file made true, whatever it holds. */
@@ -150,15 +150,28 @@ static inline void start_file(struct buffer *b, const char *magic, uint32_t numb
     memset(b->data + PACKED_AT_ID, id, PACKED_ID_BYTES);
 }
 
-/* The index with zeros for what is not known yet. */
-static inline struct buffer empty_index(const struct packing *p, const struct gguf *gguf, uint32_t n_shards,
-                                        struct container *c)
+/* Blocks of 16 KiB; a tensor's last one may be shorter. */
+static inline uint64_t blocks_of_trunk(const struct gguf *gguf, const struct shard_map *map)
 {
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < gguf_n_tensors(gguf); i++)
+        if (!shard_map_owns_tensor(map, i))
+            n += (gguf_tensor_at(gguf, i)->bytes + 16383) / 16384;
+    return n;
+}
+
+/* The index with zeros for what is not known yet. */
+static inline struct buffer empty_index(const struct packing *p, const struct gguf *gguf,
+                                        const struct shard_map *map, struct container *c)
+{
+    uint32_t n_shards = shard_map_n_shards(map);
+    uint64_t n_blocks = blocks_of_trunk(gguf, map);
     struct buffer index = {0};
     buffer_u32(&index, p->n_data_files + 1);
     buffer_u32(&index, gguf_n_tensors(gguf));
     buffer_u32(&index, p->n_layers);
     buffer_u32(&index, n_shards);
+    buffer_u64(&index, n_blocks);
     for (uint32_t i = 0; i <= p->n_data_files; i++) {
         const char *path = i == 0 ? "" : p->data_path[i];
         buffer_u64(&index, 0);
@@ -168,6 +181,8 @@ static inline struct buffer empty_index(const struct packing *p, const struct gg
     buffer_align(&index, 8);
     c->trunk_at = index.bytes;
     buffer_add(&index, NULL, 16ul * gguf_n_tensors(gguf));
+    c->blocks_at = index.bytes;
+    buffer_add(&index, NULL, 8 * n_blocks);
     c->layers_at = index.bytes;
     for (uint32_t l = 0; l < p->n_layers; l++) {
         buffer_add(&index, p->codecs[l], SHARD_N_PARTS);
@@ -185,14 +200,19 @@ static inline void add_trunk(struct container *c, const struct gguf *gguf, const
                              const struct buffer *source)
 {
     struct buffer *main_file = &c->file[0];
+    uint64_t block = 0;
     for (uint32_t i = 0; i < gguf_n_tensors(gguf); i++) {
         const struct gguf_tensor *tensor = gguf_tensor_at(gguf, i);
         if (shard_map_owns_tensor(map, i))
             continue;
         buffer_align(main_file, 64);
         store_u64(main_file->data, c->trunk_at + i * 16ul, main_file->bytes);
-        store_u64(main_file->data, c->trunk_at + i * 16ul + 8,
-                  XXH3_64bits(source->data + tensor->offset, tensor->bytes));
+        store_u64(main_file->data, c->trunk_at + i * 16ul + 8, block);
+        for (uint64_t at = 0; at < tensor->bytes; at += 16384, block++) {
+            uint64_t n = tensor->bytes - at < 16384 ? tensor->bytes - at : 16384;
+            store_u64(main_file->data, c->blocks_at + block * 8,
+                      XXH3_64bits(source->data + tensor->offset + at, n));
+        }
         buffer_add(main_file, source->data + tensor->offset, tensor->bytes);
     }
     buffer_align(main_file, UNIT);
@@ -254,10 +274,11 @@ static inline struct container pack(const struct packing *p)
     store_u64(c.file[0].data, PACKED_AT_HEADER + 8, header_bytes);
     buffer_add(&c.file[0], source.data, header_bytes);
     buffer_align(&c.file[0], UNIT);
-    struct buffer index = empty_index(p, gguf, shard_map_n_shards(map), &c);
+    struct buffer index = empty_index(p, gguf, map, &c);
     c.index_at = c.file[0].bytes;
     c.index_bytes = index.bytes;
     c.trunk_at += c.index_at;
+    c.blocks_at += c.index_at;
     c.layers_at += c.index_at;
     c.extents_at += c.index_at;
     c.note_at += c.index_at;

@@ -1,6 +1,7 @@
 /* The expert cache over a packed container: what it hands out, what it checks, and what becomes of damage. Damage enters through
  * the reader's filter, which sees each read's bytes before anyone else. */
 #include <malloc.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +10,7 @@
 #include <cmocka.h>
 
 #include "expert_cache_fixture.h"
+#include "storage/expert_cache_internal.h"
 #include "storage/extent_codec.h"
 #include "storage/io_reader_internal.h"
 #include "storage/pack_writer.h"
@@ -127,10 +129,10 @@ static void close_packed(struct packed_model *packed)
     unlink(packed->path);
 }
 
-static struct expert_cache *cache_over(struct packed_model *packed, enum expert_verify verify,
-                                       uint32_t n_slots)
+static struct expert_cache *cache_with(struct packed_model *packed, enum expert_verify verify,
+                                       uint32_t n_slots, uint32_t n_threads)
 {
-    struct expert_cache_config config = {cache_policy_at(0), n_slots, verify, 2};
+    struct expert_cache_config config = {cache_policy_at(0), n_slots, verify, n_threads};
     struct expert_cache_size size;
     struct expert_cache *cache;
     expert_cache_min_size(packed->model.map, &config, &size);
@@ -138,6 +140,12 @@ static struct expert_cache *cache_over(struct packed_model *packed, enum expert_
                                       size.arena_bytes + size.overhead_bytes, NULL),
                      PS_OK);
     return cache;
+}
+
+static struct expert_cache *cache_over(struct packed_model *packed, enum expert_verify verify,
+                                       uint32_t n_slots)
+{
+    return cache_with(packed, verify, n_slots, 2);
 }
 
 /* ---- damage ---- */
@@ -341,6 +349,71 @@ static void damage_ahead_of_a_walk_leaves_no_trace(void **state)
     close_packed(&packed);
 }
 
+/* A job of its own keeps the cache's only unpacking thread from all others. */
+struct hostage {
+    struct unpack_job job;
+    sem_t taken, let_go;
+};
+
+static void hold_thread(struct unpack_job *job)
+{
+    struct hostage *hostage = job->owner;
+    sem_post(&hostage->taken);
+    while (sem_wait(&hostage->let_go) < 0)
+        ;
+}
+
+static void take_thread(struct hostage *hostage, struct expert_cache *cache)
+{
+    struct shard_location location;
+    shard_map_locate(cache->map, 0, 0, &location);
+    sem_init(&hostage->taken, 0, 0);
+    sem_init(&hostage->let_go, 0, 0);
+    hostage->job = (struct unpack_job){.layout = location.packed,
+                                       .stored_bytes = location.ranges[0].length,
+                                       .done = hold_thread,
+                                       .owner = hostage};
+    unpacker_ended(cache->unpacker, &hostage->job, false);
+    while (sem_wait(&hostage->taken) < 0)
+        ;
+}
+
+static bool is_urgent(const struct expert_cache *cache, uint32_t layer, uint32_t expert)
+{
+    return cache->unpack[expert_cache_slot_of(cache, layer, expert)].urgent;
+}
+
+static void what_a_set_waits_for_is_unpacked_as_urgent(void **state)
+{
+    (void)state;
+    struct packed_model packed;
+    struct hostage hostage;
+    struct expert_set set;
+    struct expert_view views[4];
+    const uint32_t ids[] = {3, 21};
+    open_packed(&packed, true, IO_BACKEND_THREADS);
+    struct expert_cache *cache = cache_with(&packed, EXPERT_VERIFY_FIRST, 16, 1);
+    take_thread(&hostage, cache);
+    assert_int_equal(expert_cache_prefetch(cache, 0, 20), EXPERT_PREFETCH_STARTED);
+    assert_int_equal(expert_cache_prefetch(cache, 1, 21), EXPERT_PREFETCH_STARTED);
+    assert_false(is_urgent(cache, 0, 20) || is_urgent(cache, 1, 21));
+    expert_set_begin(cache, &set, 1, ids, 2, 0);
+    assert_true(is_urgent(cache, 1, 3) && is_urgent(cache, 1, 21));
+    assert_false(is_urgent(cache, 0, 20));
+    assert_int_equal(stats_of(cache).late, 1);
+    sem_post(&hostage.let_go);
+    for (uint32_t n; (n = expert_set_next(cache, &set, views, 4)) > 0;) {
+        for (uint32_t i = 0; i < n; i++)
+            assert_view_equals_file(&packed.model, 1, &views[i]);
+        expert_set_release(cache, &set, views, n);
+    }
+    assert_int_equal(expert_set_end(cache, &set, NULL), PS_OK);
+    expert_cache_free(cache);
+    sem_destroy(&hostage.taken);
+    sem_destroy(&hostage.let_go);
+    close_packed(&packed);
+}
+
 static void unpacking_is_counted_and_costs_nothing_where_there_is_none(void **state)
 {
     (void)state;
@@ -381,6 +454,7 @@ int main(void)
         cmocka_unit_test(damage_that_stays_is_an_error_that_names_it),
         cmocka_unit_test(first_checks_once_and_always_each_time),
         cmocka_unit_test(damage_ahead_of_a_walk_leaves_no_trace),
+        cmocka_unit_test(what_a_set_waits_for_is_unpacked_as_urgent),
         cmocka_unit_test(unpacking_is_counted_and_costs_nothing_where_there_is_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

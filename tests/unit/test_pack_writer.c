@@ -134,16 +134,29 @@ static void what_it_writes_is_a_container(void **state)
         struct ps_error err = {0};
         if (packed_open(&packed, plan.path, &err) != PS_OK)
             fail_msg("%s", err.message);
-        uint64_t offset, bytes, hash;
+        uint64_t offset, bytes, block;
         assert_int_equal(packed_n_files(packed), 1 + plan.n_stripes);
         assert_int_equal(packed_n_shards(packed), N_SHARDS);
         packed_gguf_header(packed, &offset, &bytes);
         assert_int_equal(bytes, sizeof(header));
         assert_memory_equal(whole.data[0] + offset, header, bytes);
-        assert_true(packed_trunk_tensor(packed, 0, &offset, &hash));
-        assert_false(packed_trunk_tensor(packed, 1, &offset, &hash));
-        assert_true(packed_trunk_tensor(packed, 2, &offset, &hash));
+        assert_int_equal(packed_n_blocks(packed), 1 + 5);
+        assert_true(packed_trunk_tensor(packed, 0, &offset, &block));
+        assert_int_equal(block, 0);
+        assert_int_equal(packed_trunk_damage(packed, 0, 0, whole.data[0] + offset, 1000), UINT64_MAX);
+        assert_false(packed_trunk_tensor(packed, 1, &offset, &block));
+        assert_true(packed_trunk_tensor(packed, 2, &offset, &block));
         assert_int_equal(offset % 64, 0);
+        assert_int_equal(block, 1);
+        uint8_t *tensor = whole.data[0] + offset;
+        assert_int_equal(packed_trunk_damage(packed, 2, 0, tensor, 70000), UINT64_MAX);
+        for (uint64_t at = 0; at < 70000; at += 997) {
+            uint64_t start = at / PACKED_BLOCK_BYTES * PACKED_BLOCK_BYTES;
+            tensor[at] ^= 1;
+            assert_int_equal(packed_trunk_damage(packed, 2, 0, tensor, 70000), start);
+            assert_int_equal(packed_trunk_damage(packed, 2, start, tensor + start, 70000 - start), start);
+            tensor[at] ^= 1;
+        }
         for (uint32_t i = 0; i < N_SHARDS; i++) {
             struct packed_extent extent = packed_shard_extent(packed, order[i]);
             assert_int_equal(extent.offset % IO_ALIGN, 0);
@@ -189,6 +202,34 @@ static void stopped_anywhere_it_goes_on_to_the_same_bytes(void **state)
         }
         drop(&whole);
     }
+}
+
+/* A large tensor is not begun again: what of it is in whole blocks counts. */
+static void stopped_in_a_tensor_it_goes_on_there(void **state)
+{
+    (void)state;
+    struct pack_plan plan = plan_of("x", stripes_of(0));
+    struct contents whole = undisturbed(&plan);
+    static uint8_t data[70000];
+    memset(data, 2, sizeof(data));
+    for (uint64_t bytes = 0; bytes < sizeof(data); bytes += 4999) {
+        forget();
+        struct pack_writer *w = open_writer(&plan, PACK_FRESH);
+        decide(w);
+        write_items(w, 1);
+        for (uint64_t at = 0; at < bytes; at += 3000)
+            assert_int_equal(pack_writer_trunk(w, data, bytes - at < 3000 ? bytes - at : 3000, NULL), PS_OK);
+        assert_int_equal(pack_writer_commit(w, NULL), PS_OK);
+        pack_writer_free(w, true);
+        w = open_writer(&plan, PACK_RESUMED);
+        uint64_t filled = pack_writer_trunk_filled(w);
+        assert_int_equal(pack_writer_n_trunk(w), 2);
+        assert_int_equal(filled, bytes / PACKED_BLOCK_BYTES * PACKED_BLOCK_BYTES);
+        assert_int_equal(pack_writer_trunk(w, data, sizeof(data) - filled, NULL), PS_OK);
+        finish(w);
+        expect_same(&whole, 1);
+    }
+    drop(&whole);
 }
 
 /* Killed between two renames, and after the last: of the names, those in `renamed` are final. */
@@ -295,6 +336,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(what_it_writes_is_a_container),
         TEST(stopped_anywhere_it_goes_on_to_the_same_bytes),
+        TEST(stopped_in_a_tensor_it_goes_on_there),
         TEST(stopped_among_its_last_steps_it_is_completed),
         TEST(another_plan_starts_over),
         TEST(given_up_it_leaves_nothing),

@@ -1,7 +1,17 @@
 /* Packed containers: they say what their GGUF says, and any byte that is wrong, missing or a lie is noticed. */
 #include "packed_fixture.h"
 
-enum { F32 = 0, Q8_0 = 8, BF16 = 30, MXFP4 = 39, N_LAYERS = 3, STACKED = 4, SINGLES = 2, ROUNDS = 20000 };
+enum {
+    F32 = 0,
+    Q8_0 = 8,
+    BF16 = 30,
+    MXFP4 = 39,
+    N_LAYERS = 3,
+    STACKED = 4,
+    SINGLES = 2,
+    N_EXTENTS = STACKED + SINGLES
+};
+enum { ROUNDS = 20000 };
 
 static void add(struct gguf_writer *writer, uint64_t *bytes, const char *name, uint32_t type, uint64_t d0,
                 uint64_t d1, uint64_t d2)
@@ -348,13 +358,13 @@ static void check_lies(const struct container *c, const struct lie *lies, size_t
         fail_msg("%s", err.message);
 }
 
-static void versions_and_codecs_of_the_future_are_refused(void **state)
+static void other_versions_and_codecs_are_refused(void **state)
 {
     (void)state;
     struct container c = make_container(mixed, 1, 7);
     const struct lie lies[] = {
-        {"container version 2", PS_ERR_UNSUPPORTED, PACKED_AT_VERSION, 4, 2},
-        {"version 0", PS_ERR_FORMAT, PACKED_AT_VERSION, 4, 0},
+        {"container version 3", PS_ERR_UNSUPPORTED, PACKED_AT_VERSION, 4, 3},
+        {"container version 1, only 2", PS_ERR_UNSUPPORTED, PACKED_AT_VERSION, 4, 1},
         {"codec 5 is unknown", PS_ERR_UNSUPPORTED, c.layers_at + PACKED_LAYER_CODECS + SHARD_UP, 1,
          CHUNK_N_CODECS},
         {"blk.1.ffn_up_exps.weight: cannot be packed with codec zstd-bits", PS_ERR_FORMAT,
@@ -362,10 +372,10 @@ static void versions_and_codecs_of_the_future_are_refused(void **state)
         {"codecs of a layer", PS_ERR_FORMAT, c.layers_at + SHARD_N_PARTS, 1, 1},
     };
     check_lies(&c, lies, sizeof(lies) / sizeof(lies[0]));
-    store_u64(c.file[1].data, PACKED_AT_VERSION, 2 | 1ull << 32);
+    store_u64(c.file[1].data, PACKED_AT_VERSION, 3 | 1ull << 32);
     sign_data(c.file[1].data);
     write_container(&c, 1);
-    refused(scratch_path("main"), PS_ERR_UNSUPPORTED, "data1: container version 2");
+    refused(scratch_path("main"), PS_ERR_UNSUPPORTED, "data1: container version 3");
     container_free(&c);
 }
 
@@ -396,6 +406,28 @@ static void hostile_superblocks_are_refused(void **state)
     container_free(&c);
 }
 
+static void grow_data_file(struct container *c, uint64_t bytes)
+{
+    buffer_add(&c->file[1], NULL, bytes - c->file[1].bytes);
+    store_u64(c->file[1].data, PACKED_AT_FILE_BYTES, bytes);
+    store_u64(c->file[0].data, c->index_at + PACKED_INDEX_COUNTS + PACKED_FILE_BYTES, bytes);
+    sign_data(c->file[1].data);
+}
+
+/* An expert's tensor in the place of one of the trunk, both of one block; itself: none is there any more. */
+static void mistake(const struct container *c, uint32_t trunk, uint32_t expert, const char *what)
+{
+    uint8_t *data = malloc(c->file[0].bytes);
+    assert_non_null(data);
+    memcpy(data, c->file[0].data, c->file[0].bytes);
+    memmove(data + c->trunk_at + expert * 16ul, data + c->trunk_at + trunk * 16ul, 16);
+    memset(data + c->trunk_at + trunk * 16ul, 0, 16);
+    sign_main(data);
+    write_file("main", data, c->file[0].bytes);
+    refused(scratch_path("main"), PS_ERR_FORMAT, what);
+    free(data);
+}
+
 static void hostile_indices_are_refused(void **state)
 {
     (void)state;
@@ -403,12 +435,23 @@ static void hostile_indices_are_refused(void **state)
     uint64_t file = c.index_at + PACKED_INDEX_COUNTS, extent = c.extents_at, trunk = c.trunk_at;
     const char *const counts = "too short for its counts", *const tensor = "cannot be at offset",
                       *const place = "extent 0 cannot be";
-    uint64_t trunk_offset = fetch_u64(c.file[0].data, trunk);
+    enum { NORM = 3, BIAS = 5, LAST = 10 }; /* tensors */
+    grow_data_file(&c, c.file[1].bytes + (2 << 20));
+    write_container(&c, 1);
+    uint64_t trunk_offset = fetch_u64(c.file[0].data, trunk),
+             last_offset = fetch_u64(c.file[0].data, trunk + LAST * 16ul);
+    store_u64(c.file[0].data, trunk + LAST * 16ul, last_offset + 1024); /* room for a tensor before it */
+    sign_main(c.file[0].data);
     const struct lie lies[] = {
         {"number of files in the index", PS_ERR_FORMAT, c.index_at, 4, UINT32_MAX},
         {counts, PS_ERR_FORMAT, c.index_at + 4, 4, UINT32_MAX},
         {counts, PS_ERR_FORMAT, c.index_at + 8, 4, UINT32_MAX},
         {counts, PS_ERR_FORMAT, c.index_at + 12, 4, UINT32_MAX},
+        {counts, PS_ERR_FORMAT, c.index_at + PACKED_AT_N_BLOCKS, 8, UINT64_MAX},
+        {counts, PS_ERR_FORMAT, c.index_at + PACKED_AT_N_BLOCKS, 8, UINT64_MAX / 8 + 2},
+        {"blocks of a tensor of the experts", PS_ERR_FORMAT, trunk + BIAS * 16ul + 8, 8, 1},
+        {"token_embd.weight: its first block is 1, must be 0", PS_ERR_FORMAT, trunk + 8, 8, 1},
+        {"output_norm.weight: its first block is", PS_ERR_FORMAT, trunk + LAST * 16ul + 8, 8, UINT64_MAX},
         {"list of files", PS_ERR_FORMAT, file, 8, UINT64_MAX},
         {"list of files", PS_ERR_FORMAT, file + 8, 4, 1},
         {"ends in a file's path", PS_ERR_FORMAT, file + 20, 4, UINT32_MAX},
@@ -422,8 +465,6 @@ static void hostile_indices_are_refused(void **state)
         {tensor, PS_ERR_FORMAT, trunk, 8, c.index_at + 64},
         {"token_embd.weight: ", PS_ERR_FORMAT, trunk, 8, (c.file[0].bytes - 64) / 64 * 64},
         {"token_embd.weight: ", PS_ERR_FORMAT, trunk, 8, c.index_at - 64},
-        {"token_embd.weight: packed as part of the experts", PS_ERR_FORMAT, trunk, 8, 0},
-        {"ffn_down_exps.bias: packed as part of the trunk", PS_ERR_FORMAT, trunk + 5 * 16ul, 8, trunk_offset},
         {place, PS_ERR_FORMAT, extent, 4, 2},
         {place, PS_ERR_FORMAT, extent + 4, 4, 1},
         {place, PS_ERR_FORMAT, extent + 8, 8, 0},
@@ -432,11 +473,62 @@ static void hostile_indices_are_refused(void **state)
         {place, PS_ERR_FORMAT, extent + 16, 8, 0},
         {place, PS_ERR_FORMAT, extent + 16, 8, UINT64_MAX - 4095},
         {place, PS_ERR_FORMAT, extent + 16, 8, 100},
-        {"layer 1, expert 0: an extent of", PS_ERR_FORMAT, extent + 16, 8, c.file[1].bytes - UNIT},
+        {"layer 2, expert 1: an extent of", PS_ERR_FORMAT, extent + (N_EXTENTS - 1) * 32ul + 16, 8,
+         fetch_u64(c.file[0].data, extent + (N_EXTENTS - 1) * 32ul + 16) + (2 << 20)},
+        {"blk.1.ffn_norm.weight at offset", PS_ERR_FORMAT, trunk + NORM * 16ul, 8, trunk_offset},
+        {"overlaps or precedes the tensor before it", PS_ERR_FORMAT, trunk + NORM * 16ul, 8,
+         trunk_offset + 64},
+        {"of file 1 overlaps extent 1: damaged", PS_ERR_FORMAT, extent + 8, 8,
+         fetch_u64(c.file[0].data, extent + 32 + 8) + UNIT},
         {"length of the note", PS_ERR_FORMAT, c.note_at, 8, UINT64_MAX},
         {"length of the note", PS_ERR_FORMAT, c.note_at, 8, 0},
     };
     check_lies(&c, lies, sizeof(lies) / sizeof(lies[0]));
+    mistake(&c, LAST, LAST, "3 blocks of the trunk in the index, must be 2"); /* one too few */
+    mistake(&c, NORM, BIAS, "blk.1.ffn_norm.weight: packed as part of the experts");
+    mistake(&c, LAST, BIAS, "blk.1.ffn_down_exps.bias: packed as part of the trunk");
+    container_free(&c);
+}
+
+/* By looking at every pair. */
+static bool any_overlap(const uint8_t *entries, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t j = 0; j < i; j++) {
+            uint64_t x = fetch_u64(entries, i * 32ul + 8), y = fetch_u64(entries, j * 32ul + 8);
+            if (x < y + fetch_u64(entries, j * 32ul + 16) && y < x + fetch_u64(entries, i * 32ul + 16))
+                return true;
+        }
+    return false;
+}
+
+/* Extents at random places of a data file with room for many of their size. */
+static void extents_that_overlap_are_refused_and_no_others(void **state)
+{
+    (void)state;
+    enum { UNITS = 1200, PLACEMENTS = 2000 };
+    struct container c = make_container(plain, 1, 7);
+    grow_data_file(&c, UNITS * UNIT);
+    write_container(&c, 1);
+    uint8_t *entries = c.file[0].data + c.extents_at;
+    uint64_t seed = 88172645463325252ull;
+    int n_overlapping = 0;
+    for (int round = 0; round < PLACEMENTS; round++) {
+        for (uint32_t i = 0; i < N_EXTENTS; i++) {
+            uint64_t units = UNITS - fetch_u64(entries, i * 32ul + 16) / UNIT;
+            store_u64(entries, i * 32ul + 8, UNIT * (1 + next_random(&seed) % units));
+        }
+        sign_main(c.file[0].data);
+        write_file("main", c.file[0].data, c.file[0].bytes);
+        bool overlaps = any_overlap(entries, N_EXTENTS);
+        struct ps_error err = {0};
+        enum ps_status status = map_of(scratch_path("main"), &err);
+        if (overlaps ? status != PS_ERR_FORMAT || !strstr(err.message, "overlaps extent") : status != PS_OK)
+            fail_msg("round %d, %s: status %d, \"%s\"", round, overlaps ? "overlapping" : "apart", status,
+                     err.message);
+        n_overlapping += overlaps;
+    }
+    assert_in_range(n_overlapping, PLACEMENTS / 10, PLACEMENTS - PLACEMENTS / 10); /* both ways are tried */
     container_free(&c);
 }
 
@@ -541,9 +633,10 @@ int main(void)
         IN_SCRATCH(every_changed_byte_of_the_directory_is_noticed),
         IN_SCRATCH(truncated_files_are_refused),
         IN_SCRATCH(missing_or_foreign_data_files_are_named),
-        IN_SCRATCH(versions_and_codecs_of_the_future_are_refused),
+        IN_SCRATCH(other_versions_and_codecs_are_refused),
         IN_SCRATCH(hostile_superblocks_are_refused),
         IN_SCRATCH(hostile_indices_are_refused),
+        IN_SCRATCH(extents_that_overlap_are_refused_and_no_others),
         IN_SCRATCH(extents_keep_off_the_rest_of_the_main_file),
         IN_SCRATCH(other_layers_than_packed_are_refused),
         IN_SCRATCH(random_lies_do_no_harm),

@@ -3,11 +3,14 @@
 #include <pthread.h>
 #include <semaphore.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 #include <xxhash.h>
@@ -357,6 +360,200 @@ static void failed_reads_are_passed_on_and_the_job_can_be_used_again(void **stat
     unpacker_free(unpacker);
 }
 
+/* ---- order ---- */
+
+/* Jobs that note when they are done. Before the first of them is, its thread waits for the gate. */
+struct race {
+    struct load loads[6];
+    uint32_t order[6], n_done;
+    sem_t gate, at_gate, done;
+};
+
+static struct race race;
+
+static void note_done(struct unpack_job *job)
+{
+    race.order[race.n_done++] = (uint32_t)((struct load *)job->owner - race.loads); /* by the only thread */
+    if (race.n_done == 1) {
+        sem_post(&race.at_gate);
+        wait_for(&race.gate, 1);
+    }
+    sem_post(&race.done);
+}
+
+static void race_init(const struct extent *extents, uint32_t n)
+{
+    race.n_done = 0;
+    sem_init(&race.gate, 0, 0);
+    sem_init(&race.at_gate, 0, 0);
+    sem_init(&race.done, 0, 0);
+    for (uint32_t i = 0; i < n; i++) {
+        load_init(&race.loads[i], &extents[i % 2], true, &race.done);
+        race.loads[i].job.done = note_done;
+    }
+}
+
+static void race_deinit(const uint32_t *order, uint32_t n)
+{
+    wait_for(&race.done, n);
+    for (uint32_t i = 0; i < n; i++) {
+        assert_int_equal(race.order[i], order[i]);
+        assert_int_equal(race.loads[i].job.outcome, UNPACK_OK);
+        assert_true(holds_the_expert(&race.loads[i]));
+        load_deinit(&race.loads[i]);
+    }
+    sem_destroy(&race.gate);
+    sem_destroy(&race.at_gate);
+    sem_destroy(&race.done);
+}
+
+static void land_whole(struct unpacker *unpacker, struct load *load)
+{
+    land(unpacker, load, UINT64_MAX);
+    unpacker_ended(unpacker, &load->job, true);
+}
+
+/* All of them queue while the only thread waits at the gate. */
+static void urgent_jobs_and_those_promoted_go_first(void **state)
+{
+    (void)state;
+    struct unpacker *unpacker = new_unpacker(1, 6);
+    struct extent extents[2];
+    extent_init(&extents[0], true, 29);
+    extent_init(&extents[1], false, 31);
+    race_init(extents, 6);
+    land_whole(unpacker, &race.loads[0]);
+    wait_for(&race.at_gate, 1);
+    race.loads[4].job.urgent = true;
+    for (uint32_t i = 1; i < 5; i++)
+        land_whole(unpacker, &race.loads[i]);
+    unpacker_promote(unpacker, &race.loads[3].job);
+    unpacker_promote(unpacker, &race.loads[3].job); /* once more changes nothing */
+    unpacker_promote(unpacker, &race.loads[5].job); /* before any of it has landed */
+    land_whole(unpacker, &race.loads[5]);
+    sem_post(&race.gate);
+    race_deinit((const uint32_t[]){0, 4, 3, 5, 1, 2}, 6);
+    for (uint32_t i = 0; i < 2; i++)
+        extent_deinit(&extents[i]);
+    unpacker_free(unpacker);
+}
+
+/* A page of a slot that stops who touches it, until it is let go. */
+struct trap {
+    uint8_t *page;
+    int hit[2], go[2]; /* pipes */
+};
+
+static struct trap trap;
+
+static void on_fault(int signal_number, siginfo_t *info, void *context)
+{
+    (void)context;
+    uint8_t byte = 0, *at = info->si_addr;
+    if (at < trap.page || at >= trap.page + IO_ALIGN) {
+        signal(signal_number, SIG_DFL);
+        return;
+    }
+    bool ok = write(trap.hit[1], &byte, 1) == 1 && read(trap.go[0], &byte, 1) == 1;
+    if (!ok || mprotect(trap.page, IO_ALIGN, PROT_READ | PROT_WRITE) != 0)
+        abort();
+}
+
+static struct sigaction trap_set(uint8_t *page)
+{
+    struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO}, before;
+    trap.page = page;
+    assert_int_equal(pipe(trap.hit) | pipe(trap.go), 0);
+    assert_int_equal(sigaction(SIGSEGV, &action, &before), 0);
+    assert_int_equal(mprotect(page, IO_ALIGN, PROT_NONE), 0);
+    return before;
+}
+
+/* The unpacker's threads take no signals; in a job's done() they can be made to take this one. */
+static void take_faults(struct unpack_job *job)
+{
+    sigset_t faults;
+    sigemptyset(&faults);
+    sigaddset(&faults, SIGSEGV);
+    pthread_sigmask(SIG_UNBLOCK, &faults, NULL);
+    on_done(job);
+}
+
+static void trap_await(void)
+{
+    uint8_t byte;
+    assert_int_equal(read(trap.hit[0], &byte, 1), 1);
+}
+
+static void trap_release(const struct sigaction *before)
+{
+    uint8_t byte = 0;
+    assert_int_equal(write(trap.go[1], &byte, 1), 1);
+    wait_for(&race.at_gate, 1); /* what was stopped has gone on */
+    assert_int_equal(sigaction(SIGSEGV, before, NULL), 0);
+    for (uint32_t i = 0; i < 2; i++) {
+        close(trap.hit[i]);
+        close(trap.go[i]);
+    }
+}
+
+/* A plain extent of more than one piece that lies on pages of its own. */
+static void long_extent_init(struct extent *extent, uint64_t bytes)
+{
+    struct shard_slice slice[SHARD_N_PARTS] = {0};
+    slice[SHARD_UP] = (struct shard_slice){.present = true, .type = BF16, .bytes = bytes};
+    packed_layout_init(&extent->layout, slice, (const uint8_t[SHARD_N_PARTS]){0});
+    assert_int_equal(extent->layout.slot_bytes, bytes);
+    extent->bytes = bytes;
+    extent->expert = calloc(1, bytes);
+    extent->stored = calloc(1, bytes);
+    extent->hash = XXH3_64bits(extent->stored, bytes);
+}
+
+/* The only thread is stopped in the middle of a job that nobody waits for; then one comes that is waited for. */
+static void an_urgent_job_does_not_wait_for_all_of_another(void **state)
+{
+    (void)state;
+    struct unpacker *unpacker = new_unpacker(1, 6);
+    struct extent extents[2];
+    long_extent_init(&extents[0], 8 << 20);
+    extent_init(&extents[1], true, 31);
+    for (uint32_t promoted = 0; promoted < 2; promoted++) {
+        race_init(extents, 3);
+        race.loads[2].job.done = take_faults;
+        land_whole(unpacker, &race.loads[2]);
+        wait_for(&race.done, 1);
+        struct load *first = &race.loads[0];
+        uint8_t *unaligned = first->memory, *pages = NULL;
+        assert_int_equal(posix_memalign((void **)&pages, IO_ALIGN, (8 << 20) + IO_ALIGN), 0);
+        free(unaligned);
+        first->memory = pages;
+        first->job.slot = pages;
+        memcpy(pages, extents[0].stored, extents[0].bytes);
+        first->landed = extents[0].bytes;
+        struct sigaction before = trap_set(pages + IO_ALIGN);
+        unpacker_ended(unpacker, &first->job, true);
+        trap_await();
+        race.loads[1].job.urgent = true;
+        land_whole(unpacker, &race.loads[1]);
+        if (promoted) /* then it goes on */
+            unpacker_promote(unpacker, &first->job);
+        trap_release(&before);
+        sem_post(&race.gate);
+        wait_for(&race.done, 2);
+        assert_int_equal(race.order[0], promoted ? 0 : 1);
+        assert_int_equal(race.order[1], promoted ? 1 : 0);
+        for (uint32_t i = 0; i < 2; i++)
+            assert_int_equal(race.loads[i].job.outcome, UNPACK_OK);
+        free(pages);
+        for (uint32_t i = 1; i < 3; i++)
+            load_deinit(&race.loads[i]);
+    }
+    for (uint32_t i = 0; i < 2; i++)
+        extent_deinit(&extents[i]);
+    unpacker_free(unpacker);
+}
+
 /* ---- many jobs ---- */
 
 struct feeder {
@@ -379,6 +576,7 @@ static void *feed(void *context)
         for (uint32_t i = 0; i < n; i++) {
             uint32_t which = next_random(&feeder->seed) % 3;
             load_init(&loads[i], &feeder->extents[which], true, &done);
+            loads[i].job.urgent = next_random(&feeder->seed) % 4 == 0;
             expected[i] = which == 2 ? UNPACK_CORRUPT : UNPACK_OK;
         }
         while (n_open > 0) {
@@ -387,6 +585,8 @@ static void *feed(void *context)
             if (load->landed == UINT64_MAX)
                 continue;
             bool cancelled = next_random(&feeder->seed) % 40 == 0;
+            if (next_random(&feeder->seed) % 8 == 0)
+                unpacker_promote(feeder->unpacker, &load->job);
             bool whole = load->landed == load->extent->bytes;
             if (!whole && !cancelled) {
                 land(feeder->unpacker, load, 1 + next_random(&feeder->seed) % 300000);
@@ -456,6 +656,8 @@ int main(void)
         cmocka_unit_test(any_flipped_bit_is_found),
         cmocka_unit_test(damaged_sizes_touch_nothing_outside),
         cmocka_unit_test(failed_reads_are_passed_on_and_the_job_can_be_used_again),
+        cmocka_unit_test(urgent_jobs_and_those_promoted_go_first),
+        cmocka_unit_test(an_urgent_job_does_not_wait_for_all_of_another),
         cmocka_unit_test(many_jobs_and_threads_do_not_disturb_each_other),
         cmocka_unit_test(unpacker_takes_no_more_heap_than_it_says),
     };
