@@ -155,7 +155,8 @@ static enum ps_status put_row(FILE *out, const struct result_group *group, const
     fprintf(out, "<tr><td>%s</td><td>%s</td>",
             size_format((uint64_t)fmin(median(cell, FIGURE_RAM), 1e18), size),
             bench_limit_text(median(cell, FIGURE_LIMIT), limit));
-    put_number(out, "%.2f GB/s", median(cell, FIGURE_DRIVE) / 1e9);
+    fprintf(out, "<td>%s</td>",
+            isnan(median(cell, FIGURE_DRIVE)) ? "?" : bench_limit_text(median(cell, FIGURE_DRIVE), limit));
     if (group->kind == RESULT_PREFILL)
         put_number(out, "%.0f", median(cell, FIGURE_CHUNK));
     fprintf(out, "<td>%s</td>", rate_text(rate->median, text));
@@ -266,6 +267,16 @@ static void put_repeats(FILE *out, const struct result_group *group)
         fprintf(out, "; %u %s", most, most == 1 ? "time each" : "repeats");
 }
 
+static void put_prefetch(FILE *out, const struct result_group *group)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < group->n_cells; i++)
+        n += group->cells[i].prefetch_off;
+    if (n > 0)
+        fprintf(out, "; prefetch was off in %u of %u cells, for want of predictions or of memory for them", n,
+                group->n_cells);
+}
+
 static enum ps_status put_section(FILE *out, const struct results *r, uint32_t at,
                                   const struct bench_section *section, const char *plots_dir,
                                   struct ps_error *err)
@@ -279,6 +290,7 @@ static enum ps_status put_section(FILE *out, const struct results *r, uint32_t a
     put_element(out, "<p class=\"setting\">", group->setting, "");
     if (group->kind != RESULT_IO)
         put_repeats(out, group);
+    put_prefetch(out, group);
     if (several_machines(r))
         put_element(out, "; ", group->machine, "");
     fputs("</p>\n", out);

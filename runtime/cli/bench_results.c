@@ -22,6 +22,7 @@ struct result_sample {
     char *machine, *model, *setting;
     double of[RESULT_N_FIGURES];
     double least_rate, most_rate; /* of what the record is the median of */
+    bool prefetch_off;            /* it was asked for, but not in effect */
     double time;
 };
 
@@ -89,28 +90,30 @@ static char *model_text(const json_t *record)
 
 static char *model_setting(const json_t *record)
 {
-    const char *replay = text_of(record, "replay", "");
+    const char *replay = text_of(record, "replay", ""), *flags = text_of(record, "flags", "");
+    double threads = fmax(number_of(record, "threads"), 0.0);
     char *text;
-    int length =
-        asprintf(&text, "%s%s%s%.0f tokens, prefetch %s, queue depth %.0f, %.0f threads, cache policy %s",
-                 *replay ? "routing replayed from " : "", replay, *replay ? "; " : "",
-                 fmax(number_of(record, "tokens"), 0.0), text_of(record, "prefetch", "?"),
-                 fmax(number_of(record, "queue_depth"), 0.0), fmax(number_of(record, "threads"), 0.0),
-                 text_of(record, "policy", "?"));
+    int length = asprintf(
+        &text, "%s%s%s%.0f tokens, prefetch %s, queue depth %.0f, %.0f thread%s, cache policy %s%s%s",
+        *replay ? "routing replayed from " : "", replay, *replay ? "; " : "",
+        fmax(number_of(record, "tokens"), 0.0), text_of(record, "prefetch", "?"),
+        fmax(number_of(record, "queue_depth"), 0.0), threads, threads == 1.0 ? "" : "s",
+        text_of(record, "policy", "?"), *flags ? "; " : "", flags);
     return length < 0 ? NULL : text;
 }
 
 static char *io_setting(const json_t *record)
 {
-    char *text, extent[SIZE_TEXT_SIZE];
+    char *text, extent[SIZE_TEXT_SIZE], rate[SIZE_TEXT_SIZE];
     uint64_t extent_bytes = whole_of(record, "extent_bytes"), limit = whole_of(record, "io_limit");
     bool shards = json_is_true(json_object_get(record, "shards"));
-    int length = asprintf(&text, "%s%s%s%s, %s, %s", text_of(record, "pattern", "?"),
+    int length = asprintf(&text, "%s%s%s%s%s, %s, %s", text_of(record, "pattern", "?"),
                           shards             ? " shards, up to "
                           : extent_bytes > 0 ? " extents of "
                                              : " reads",
                           extent_bytes > 0 ? size_format(extent_bytes, extent) : "",
-                          limit > 0 ? ", with a limit" : "", text_of(record, "backend", "?"),
+                          limit > 0 ? ", limit per second " : "", limit > 0 ? size_format(limit, rate) : "",
+                          text_of(record, "backend", "?"),
                           json_is_false(json_object_get(record, "direct")) ? "buffered" : "direct");
     return length < 0 ? NULL : text;
 }
@@ -154,6 +157,8 @@ static bool parse_model(struct result_sample *sample, const json_t *record, stru
     sample->of[FIGURE_TOKEN_BYTES] = number_of(record, "bytes_per_token");
     sample->of[FIGURE_OF_BOUND] = number_of(record, "of_bound");
     set_parts(sample, record);
+    sample->prefetch_off = strcmp(text_of(record, "prefetch", ""), "auto") == 0 &&
+                           strcmp(text_of(record, "prefetch_used", ""), "off") == 0;
     sample->model = model_text(record);
     sample->setting = model_setting(record);
     return true;
@@ -340,6 +345,9 @@ static void fill_cell(struct result_cell *cell, const struct result_sample *samp
 {
     struct result_spread *rate = &cell->of[FIGURE_RATE];
     cell->repeats = n;
+    cell->prefetch_off = false;
+    for (uint32_t i = 0; i < n; i++)
+        cell->prefetch_off |= samples[i].prefetch_off;
     for (int figure = 0; figure < RESULT_N_FIGURES; figure++) {
         uint32_t known = 0;
         for (uint32_t i = 0; i < n; i++) {

@@ -41,6 +41,7 @@ struct result_spread {
 struct result_cell {
     struct result_spread of[RESULT_N_FIGURES];
     uint32_t repeats;
+    bool prefetch_off; /* it was asked for, but not in effect in some repeat */
 };
 
 /* Cells with the same model, machine and other settings, by key ascending. */

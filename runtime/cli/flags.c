@@ -458,12 +458,10 @@ static double read_number(const struct flag *flag, const void *target)
 }
 
 /* The target's value as the user would write it; empty where there is nothing to say. */
-static void print_default(const struct flag *flag, const void *target, char *out, size_t size)
+static void print_value(const struct flag *flag, const void *target, char *out, size_t size)
 {
     out[0] = 0;
-    if (flag->required || flag->type == FLAG_BOOL)
-        return;
-    if (flag->type == FLAG_ON_OFF) {
+    if (flag->type == FLAG_BOOL || flag->type == FLAG_ON_OFF) {
         snprintf(out, size, "%s", *(const bool *)target ? "on" : "off");
     } else if (flag->type == FLAG_STRING || flag->type == FLAG_NAME) {
         const char *text = *(const char *const *)target;
@@ -531,7 +529,9 @@ static void print_flag(const struct flag *flag, const void *target, FILE *out)
     snprintf(left, sizeof(left), "  %s--%s%s%s", short_text, flag->name, metavar[0] ? " " : "", metavar);
     fputs(left, out);
     print_column(out, strlen(left), flag->help);
-    print_default(flag, target, value, sizeof(value));
+    value[0] = 0;
+    if (!flag->required && flag->type != FLAG_BOOL)
+        print_value(flag, target, value, sizeof(value));
     if (value[0])
         fprintf(out, " [%s]", value);
     fputc('\n', out);
@@ -558,4 +558,25 @@ void flags_print_help(const struct flag_spec *spec, FILE *out)
     }
     if (spec->examples)
         fprintf(out, "\nExamples:\n%s\n", spec->examples);
+}
+
+static bool is_listed(const char *const *names, const char *name)
+{
+    while (*names && strcmp(*names, name) != 0)
+        names++;
+    return *names != NULL;
+}
+
+void flags_print_changed(const struct flag *rows, const void *target, const void *defaults,
+                         const char *const *except, FILE *out)
+{
+    char value[2][128];
+    for (const struct flag *flag = rows; flag->name; flag++) {
+        if (is_listed(except, flag->name))
+            continue;
+        print_value(flag, (const char *)target + flag->offset, value[0], sizeof(value[0]));
+        print_value(flag, (const char *)defaults + flag->offset, value[1], sizeof(value[1]));
+        if (strcmp(value[0], value[1]) != 0)
+            fprintf(out, flag->type == FLAG_BOOL ? " --%s" : " --%s %s", flag->name, value[0]);
+    }
 }
