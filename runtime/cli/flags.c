@@ -474,8 +474,7 @@ static void print_value(const struct flag *flag, const void *target, char *out, 
                 return;
             }
         }
-        if (value != 0) /* without a word, 0 means "not given" */
-            print_limit(value, flag->type, out, size);
+        print_limit(value, flag->type, out, size);
     }
 }
 
@@ -529,10 +528,10 @@ static void print_flag(const struct flag *flag, const void *target, FILE *out)
     snprintf(left, sizeof(left), "  %s--%s%s%s", short_text, flag->name, metavar[0] ? " " : "", metavar);
     fputs(left, out);
     print_column(out, strlen(left), flag->help);
-    value[0] = 0;
-    if (!flag->required && flag->type != FLAG_BOOL)
-        print_value(flag, target, value, sizeof(value));
-    if (value[0])
+    print_value(flag, target, value, sizeof(value));
+    bool not_given =
+        strcmp(value, "0") == 0 || strcmp(value, "0 B") == 0; /* that is what 0 without a word means */
+    if (!flag->required && flag->type != FLAG_BOOL && !not_given && value[0])
         fprintf(out, " [%s]", value);
     fputc('\n', out);
     if (flag->name_at || (flag->type == FLAG_CHOICE && flag->metavar))

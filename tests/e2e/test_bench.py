@@ -127,7 +127,7 @@ class Records(Case):
 
     def test_what_else_was_asked_for_is_told(self):
         path = self.path("records")
-        for flags in ("--tokens greedy --kv q8_0", "--tokens random:2 --direct off --verify always --top-k 2 --drop-below 0.1 --substitute"):
+        for flags in ("--tokens greedy --kv q8_0", "--tokens random:2 --direct off --top-k 2 --drop-below 0.1 --substitute"):
             self.ok("bench", "decode", "-m", BUNDLED_MODEL, "-n", 4, "--probe", 0, "--json-lines", path, *flags.split())
             words = flags.split()
             words[2:2] = ["--warm-up", "0"]
@@ -293,8 +293,11 @@ class Sweep(Case):
         self.assertEqual(self.records(), before)
 
     def test_flags_without_a_field_are_settings_too(self):
-        self.ok(*self.command("--verify", "always", repeat=1))
-        self.assertIn("--verify always", self.assert_one_error(harness.run(*self.command(repeat=1)), 2))
+        packed = self.path("packed")
+        self.ok("pack", BUNDLED_MODEL, packed, "--zstd", "off")
+        command = [packed if word == BUNDLED_MODEL else word for word in self.command(rams=["1G"], repeat=1)]
+        self.ok(*command, "--verify", "always")
+        self.assertIn("--verify always", self.assert_one_error(harness.run(*command), 2))
 
     def test_names_of_any_bytes(self):
         """Which are not JSON."""

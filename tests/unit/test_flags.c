@@ -332,7 +332,7 @@ static void what_differs_from_the_defaults_is_printed_as_it_is_written(void **st
     assert_string_equal(
         changed("--threads 8 --io uring --direct off -p hello --policy lfu -t 0.25 -s", none),
         " --threads 8 --io uring --direct off --prompt hello --policy lfu --temp 0.25 --stats");
-    assert_string_equal(changed("--threads 8 --temp 0 -s", two), " --temp ");
+    assert_string_equal(changed("--threads 8 --temp 0 -s", two), " --temp 0");
 }
 
 int main(void)
