@@ -246,14 +246,6 @@ static void put_head(FILE *out, const char *source, const struct results *r)
     fputs("</ul>\n", out);
 }
 
-static bool several_machines(const struct results *r)
-{
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < r->n_groups; i++)
-        n += *r->groups[i].machine && !seen_before(r, i);
-    return n > 1;
-}
-
 static void put_repeats(FILE *out, const struct result_group *group)
 {
     uint32_t least = UINT32_MAX, most = 0;
@@ -291,7 +283,7 @@ static enum ps_status put_section(FILE *out, const struct results *r, uint32_t a
     if (group->kind != RESULT_IO)
         put_repeats(out, group);
     put_prefetch(out, group);
-    if (several_machines(r))
+    if (group->tell_machine)
         put_element(out, "; ", group->machine, "");
     fputs("</p>\n", out);
     if (group->kind != RESULT_IO)

@@ -706,7 +706,8 @@ static size_t line_length(const char *text)
 static void put_subtitle(FILE *out, const struct result_group *group)
 {
     char text[SUBTITLE_SIZE];
-    snprintf(text, sizeof(text), "%s%s%s", group->model, *group->model ? ": " : "", group->setting);
+    snprintf(text, sizeof(text), "%s%s%s%s%s", group->model, *group->model ? ": " : "", group->setting,
+             group->tell_machine ? "; " : "", group->tell_machine ? group->machine : "");
     size_t first = line_length(text);
     const char *rest = text + first + (text[first] == ' ');
     put_label(out, 2, text, first, 0.912);

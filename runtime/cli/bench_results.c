@@ -381,6 +381,18 @@ static void share_drive(struct result_cell *cells, uint32_t n_cells, const struc
     }
 }
 
+static void tell_machines_apart(struct results *r)
+{
+    bool several = false;
+    const char *first = "";
+    for (uint32_t i = 0; i < r->n_groups; i++) {
+        first = *first ? first : r->groups[i].machine;
+        several |= *r->groups[i].machine && strcmp(r->groups[i].machine, first) != 0;
+    }
+    for (uint32_t i = 0; i < r->n_groups; i++)
+        r->groups[i].tell_machine = several && *r->groups[i].machine;
+}
+
 static enum ps_status make_groups(struct results *r, struct ps_error *err)
 {
     double *values = malloc(r->n_records * sizeof(*values));
@@ -411,6 +423,7 @@ static enum ps_status make_groups(struct results *r, struct ps_error *err)
                                                          .n_cells = (uint32_t)(cell - cells)};
         share_drive(cells, (uint32_t)(cell - cells), first, values);
     }
+    tell_machines_apart(r);
     free(values);
     return PS_OK;
 }

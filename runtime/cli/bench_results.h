@@ -48,7 +48,8 @@ struct result_cell {
 struct result_group {
     enum result_kind kind;
     const char *machine, *model,
-        *setting; /* as texts; machine is "" where the records do not say; io: model is what was read */
+        *setting;      /* as texts; machine is "" where the records do not say; io: model is what was read */
+    bool tell_machine; /* other groups are of another one */
     const struct result_cell *cells;
     uint32_t n_cells;
 };

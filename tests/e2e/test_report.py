@@ -372,6 +372,8 @@ class Report(Case):
         sections = [note for note in page.notes if "extents of" in note]
         self.assertEqual(len(sections), 4, page.notes)  # of two patterns
         self.assertEqual(len([note for note in sections if "sda Slow" in note]), 2)
+        scripts = [harness.read_bytes(os.path.join(folder, "plots", f"io-{i}-reads.gp")).decode("utf-8") for i in range(1, 5)]
+        self.assertEqual(len([script for script in scripts if "Example CPU <9>, 4 cores" in script]), 4)
 
     def test_replayed_records_have_their_own_section(self):
         folder = self.folder(decode_records() + [{**record, "replay": "a.trace"} for record in decode_records()])
