@@ -104,17 +104,19 @@ static char *model_setting(const json_t *record)
 
 static char *io_setting(const json_t *record)
 {
-    char *text, extent[SIZE_TEXT_SIZE], rate[SIZE_TEXT_SIZE];
+    char *text, extent[SIZE_TEXT_SIZE], rate[SIZE_TEXT_SIZE], size[SIZE_TEXT_SIZE];
+    uint64_t memory = whole_of(record, "memory_bytes");
     uint64_t extent_bytes = whole_of(record, "extent_bytes"), limit = whole_of(record, "io_limit");
     bool shards = json_is_true(json_object_get(record, "shards"));
-    int length = asprintf(&text, "%s%s%s%s%s, %s, %s", text_of(record, "pattern", "?"),
+    int length = asprintf(&text, "%s%s%s%s%s, %s, %s%s%s", text_of(record, "pattern", "?"),
                           shards             ? " shards, up to "
                           : extent_bytes > 0 ? " extents of "
                                              : " reads",
                           extent_bytes > 0 ? size_format(extent_bytes, extent) : "",
                           limit > 0 ? ", limit per second " : "", limit > 0 ? size_format(limit, rate) : "",
                           text_of(record, "backend", "?"),
-                          json_is_false(json_object_get(record, "direct")) ? "buffered" : "direct");
+                          json_is_false(json_object_get(record, "direct")) ? "buffered" : "direct",
+                          memory > 0 ? ", into memory of " : "", memory > 0 ? size_format(memory, size) : "");
     return length < 0 ? NULL : text;
 }
 

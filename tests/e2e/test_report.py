@@ -292,8 +292,16 @@ class Report(Case):
         folder = self.folder([{**record, "io_limit": limit} for limit in (1 << 29, 1 << 30) for record in io_records()])
         self.ok("bench", "report", folder)
         sections = [note for note in self.page(folder).notes if "extents of" in note]
+        self.assertEqual(len(sections), 4)
         for limit in ("512 MiB", "1.00 GiB"):
             self.assertEqual(len([note for note in sections if f"limit per second {limit}" in note]), 2, sections)
+
+    def test_reads_into_other_memory_are_not_mixed(self):
+        folder = self.folder([{**record, "memory_bytes": size} for size in (1 << 20, 1 << 26) for record in io_records()])
+        self.ok("bench", "report", folder)
+        sections = [note for note in self.page(folder).notes if "extents of" in note]
+        self.assertEqual(len(sections), 4)
+        self.assertEqual(len([note for note in sections if "into memory of 64.0 MiB" in note]), 2)
 
     def test_rates_below_a_gigabyte_are_told_in_megabytes(self):
         slow = [{**r, "io_limit": r["io_limit"] // 10, "drive_limit_bytes_per_s": r["drive_limit_bytes_per_s"] / 10} for r in decode_records()]
