@@ -76,13 +76,13 @@ static const char *bytes_text(double bytes, char out[SIZE_TEXT_SIZE])
 /* A limit, and where there is none what the drive gives by itself. */
 static const char *drive_text(const struct result_cell *cell, char out[LABEL_SIZE])
 {
-    char limit[RATE_TEXT_SIZE];
+    char limit[RATE_TEXT_SIZE], rate[RATE_TEXT_SIZE];
     double gives = median(cell, FIGURE_DRIVE);
     bench_limit_text(median(cell, FIGURE_LIMIT), limit);
     if (isfinite(median(cell, FIGURE_LIMIT)) || isnan(gives))
         snprintf(out, LABEL_SIZE, "SSD %s", limit);
     else
-        snprintf(out, LABEL_SIZE, "%s: %.2g %s", limit, gives / rate_unit(gives), rate_unit_name(gives));
+        snprintf(out, LABEL_SIZE, "%s: %s", limit, bench_limit_text(gives, rate));
     return out;
 }
 

@@ -310,6 +310,8 @@ class Report(Case):
         self.assertEqual({row[2] for row in self.page(folder).rows[1:]}, {"60 MB/s", "120 MB/s", "240 MB/s"})
         script = harness.read_bytes(os.path.join(folder, "plots", "decode-1-drive.gp")).decode("utf-8")
         self.assertIn("'SSD throughput, MB/s'", script)
+        cache = harness.read_bytes(os.path.join(folder, "plots", "decode-1-cache.gp")).decode("utf-8")
+        self.assertEqual(re.findall(r"title '([^']+/s)'", cache.split("set terminal png")[0]), ["SSD 60 MB/s", "SSD 120 MB/s", "no limit: 240 MB/s"])
         self.assertEqual([row[0] for row in self.data(folder, "decode-1-drive", "speed0")], [60, 120, 240])
 
     def test_a_long_subtitle_takes_two_lines(self):
