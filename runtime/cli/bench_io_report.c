@@ -1,6 +1,7 @@
 #include "runtime/cli/bench_io_report.h"
 
 #include <jansson.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -177,11 +178,18 @@ static bool print_object(json_t *object)
     return text;
 }
 
-int io_report_json(const struct io_report *report)
+int io_report_json(const struct io_report *given)
 {
     bool ok = true;
+    char place[PATH_MAX]; /* records are read elsewhere than they were made */
+    if (!realpath(given->place, place))
+        snprintf(place, sizeof(place), "%s", given->place);
     struct machine_description machine;
-    machine_describe(&machine, report->place);
+    machine_describe(&machine, place);
+    bench_text_clean(place);
+    struct io_report told = *given;
+    told.place = place;
+    const struct io_report *report = &told;
     for (uint32_t i = 0; ok && i < report->n_results; i++) {
         if (report->results[i].n_rates > 0)
             ok = print_object(result_object(report, &report->results[i], &machine));

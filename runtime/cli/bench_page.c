@@ -155,7 +155,8 @@ static enum ps_status put_row(FILE *out, const struct result_group *group, const
     fprintf(out, "<tr><td>%s</td><td>%s</td>",
             size_format((uint64_t)fmin(median(cell, FIGURE_RAM), 1e18), size),
             bench_limit_text(median(cell, FIGURE_LIMIT), limit));
-    put_number(out, "%.2f GB/s", median(cell, FIGURE_DRIVE) / 1e9);
+    fprintf(out, "<td>%s</td>",
+            isnan(median(cell, FIGURE_DRIVE)) ? "?" : bench_limit_text(median(cell, FIGURE_DRIVE), limit));
     if (group->kind == RESULT_PREFILL)
         put_number(out, "%.0f", median(cell, FIGURE_CHUNK));
     fprintf(out, "<td>%s</td>", rate_text(rate->median, text));
@@ -245,14 +246,6 @@ static void put_head(FILE *out, const char *source, const struct results *r)
     fputs("</ul>\n", out);
 }
 
-static bool several_machines(const struct results *r)
-{
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < r->n_groups; i++)
-        n += *r->groups[i].machine && !seen_before(r, i);
-    return n > 1;
-}
-
 static void put_repeats(FILE *out, const struct result_group *group)
 {
     uint32_t least = UINT32_MAX, most = 0;
@@ -264,6 +257,16 @@ static void put_repeats(FILE *out, const struct result_group *group)
         fprintf(out, "; %u to %u repeats", least, most);
     else
         fprintf(out, "; %u %s", most, most == 1 ? "time each" : "repeats");
+}
+
+static void put_prefetch(FILE *out, const struct result_group *group)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < group->n_cells; i++)
+        n += group->cells[i].prefetch_off;
+    if (n > 0)
+        fprintf(out, "; prefetch was off in %u of %u cells, for want of predictions or of memory for them", n,
+                group->n_cells);
 }
 
 static enum ps_status put_section(FILE *out, const struct results *r, uint32_t at,
@@ -279,7 +282,8 @@ static enum ps_status put_section(FILE *out, const struct results *r, uint32_t a
     put_element(out, "<p class=\"setting\">", group->setting, "");
     if (group->kind != RESULT_IO)
         put_repeats(out, group);
-    if (several_machines(r))
+    put_prefetch(out, group);
+    if (group->tell_machine)
         put_element(out, "; ", group->machine, "");
     fputs("</p>\n", out);
     if (group->kind != RESULT_IO)

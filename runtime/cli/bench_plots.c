@@ -8,13 +8,18 @@
 #include "runtime/cli/bench_thin.h"
 #include "runtime/size_text.h"
 
-static const double GB = 1e9;
+static const double GB = 1e9, MB = 1e6, LEAST_GB = 0.9995e9; /* three digits of less round to 999 MB */
 
 /* Told apart by colour-blind readers (Okabe and Ito), and by their marks. */
 static const char *const colours[] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7",
                                       "#E69F00", "#56B4E9", "#000000", "#882255"};
 static const int marks[] = {7, 5, 9, 11, 13, 6, 4, 8};
-enum { N_STYLES = sizeof(marks) / sizeof(marks[0]), LABEL_SIZE = 64, SUBTITLE_SIZE = 128 };
+enum {
+    N_STYLES = sizeof(marks) / sizeof(marks[0]),
+    LABEL_SIZE = 64,
+    SUBTITLE_SIZE = 1024,
+    SUBTITLE_LENGTH = 112
+};
 /* Bars and the gaps between budgets that a panel has room for, with a label below each; from how many on it is small. */
 enum { MAX_BARS = 54, MANY_BARS = 40 };
 
@@ -37,10 +42,21 @@ static double median(const struct result_cell *cell, enum result_figure figure)
     return cell->of[figure].median;
 }
 
+/* What a rate is told in. */
+static double rate_unit(double rate)
+{
+    return rate < LEAST_GB ? MB : GB;
+}
+
+static const char *rate_unit_name(double rate)
+{
+    return rate < LEAST_GB ? "MB/s" : "GB/s";
+}
+
 const char *bench_limit_text(double limit, char out[RATE_TEXT_SIZE])
 {
     if (isfinite(limit))
-        snprintf(out, RATE_TEXT_SIZE, "%.3g GB/s", limit / GB);
+        snprintf(out, RATE_TEXT_SIZE, "%.3g %s", limit / rate_unit(limit), rate_unit_name(limit));
     else
         snprintf(out, RATE_TEXT_SIZE, "no limit");
     return out;
@@ -51,7 +67,7 @@ static const char *bytes_text(double bytes, char out[SIZE_TEXT_SIZE])
 {
     static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
     int unit = 0;
-    for (; bytes >= 1000.0 && unit < 4; unit++)
+    for (; bytes >= 999.5 && unit < 4; unit++)
         bytes /= 1024.0;
     snprintf(out, SIZE_TEXT_SIZE, "%.3g %s", bytes, units[unit]);
     return out;
@@ -60,13 +76,13 @@ static const char *bytes_text(double bytes, char out[SIZE_TEXT_SIZE])
 /* A limit, and where there is none what the drive gives by itself. */
 static const char *drive_text(const struct result_cell *cell, char out[LABEL_SIZE])
 {
-    char limit[RATE_TEXT_SIZE];
+    char limit[RATE_TEXT_SIZE], rate[RATE_TEXT_SIZE];
     double gives = median(cell, FIGURE_DRIVE);
     bench_limit_text(median(cell, FIGURE_LIMIT), limit);
     if (isfinite(median(cell, FIGURE_LIMIT)) || isnan(gives))
-        snprintf(out, LABEL_SIZE, "%s", limit);
+        snprintf(out, LABEL_SIZE, "SSD %s", limit);
     else
-        snprintf(out, LABEL_SIZE, "%s: %.2g GB/s", limit, gives / GB);
+        snprintf(out, LABEL_SIZE, "%s: %s", limit, bench_limit_text(gives, rate));
     return out;
 }
 
@@ -169,7 +185,7 @@ static void put_axis(const struct drawing *d, double most, uint32_t n)
 /* An empty panel as high as the image, for a legend longer than a panel; titles follow. */
 static void put_legend(const struct drawing *d)
 {
-    fputs("unset tics\nunset xlabel\nunset ylabel\nunset border\nunset grid\nset tmargin at screen 0.86\n"
+    fputs("unset tics\nunset xlabel\nunset ylabel\nunset border\nunset grid\nset tmargin at screen 0.85\n"
           "set bmargin at screen 0.02\nset yrange [0:1]\nplot ",
           d->body);
 }
@@ -193,18 +209,19 @@ static void put_drive_curves(const struct drawing *d, const struct lines *lines)
     for (uint32_t i = 0; i < lines->n; i++)
         fastest = fmax(fastest, median(lines->curves[i].cells[lines->curves[i].n - 1], FIGURE_DRIVE));
     double top = fmax(highest(lines, FIGURE_RATE), isnan(computing) ? 0.0 : computing);
+    double unit = rate_unit(fastest);
     fprintf(d->body,
-            "set xlabel 'SSD throughput, GB/s'\nset ylabel 'tokens/s'\n"
+            "set xlabel 'SSD throughput, %s'\nset ylabel 'tokens/s'\n"
             "set xrange [0:%.9g]\nset yrange [0:%.9g]\nplot ",
-            1.08 * fastest / GB, 1.12 * top);
+            rate_unit_name(fastest), 1.08 * fastest / unit, 1.12 * top);
     for (uint32_t i = 0; i < lines->n; i++) {
         const struct result_curve *curve = &lines->curves[i];
-        put_points(d, "speed", i, curve, GB, FIGURE_RATE, 1.0);
+        put_points(d, "speed", i, curve, unit, FIGURE_RATE, 1.0);
         snprintf(label, sizeof(label), "RAM %s", bytes_text(median(curve->cells[0], FIGURE_RAM), size));
         put_curve(d, "speed", i, label);
         double bytes = mean_token_bytes(curve);
         if (bytes > 0.0)
-            fprintf(d->body, "%.9g*x with lines dt 2 lw 1.5 lc rgb '%s' notitle, ", GB / bytes,
+            fprintf(d->body, "%.9g*x with lines dt 2 lw 1.5 lc rgb '%s' notitle, ", unit / bytes,
                     colours[i % N_STYLES]);
     }
     if (!isnan(computing))
@@ -288,7 +305,7 @@ static void put_cache_curves(const struct drawing *d, const struct lines *lines)
     char label[LABEL_SIZE];
     double width = 1.05 * highest(lines, FIGURE_CYCLES);
     fprintf(d->body,
-            "set multiplot\nset lmargin at screen 0.115\n"
+            "set multiplot\nset lmargin at screen 0.13\n"
             "set xrange [0:%.9g]\nset x2range [0:%.9g]\n"
             "set tmargin at screen 0.74\nset bmargin at screen 0.44\nset format x ''\nset xtics nomirror\n"
             "set ylabel 'tokens/s'\n",
@@ -301,7 +318,8 @@ static void put_cache_curves(const struct drawing *d, const struct lines *lines)
         put_curve(d, "speed", i, "");
     }
     put_knees(d, lines, "knees", FIGURE_RATE, 1.0);
-    fputs("unset label 1\nunset label 2\nunset x2tics\nunset x2label\nset tmargin at screen 0.40\n"
+    fputs("unset label 1\nunset label 2\nunset label 3\nunset x2tics\nunset x2label\nset tmargin at screen "
+          "0.40\n"
           "set bmargin at screen 0.12\nset format x '%g'\nset xlabel 'cache size, token cycles'\n"
           "set ylabel 'hit rate, %'\nset yrange [0:105]\nset ytics 25\nplot ",
           d->body);
@@ -454,7 +472,7 @@ static void put_panel(const struct drawing *d, uint32_t blocks, bool shares)
             if (shares)
                 fprintf(d->body, "(100*$%d/$%d)", i + 2, N_SEGMENTS + 2);
             else
-                fprintf(d->body, "%d", i + 2);
+                fprintf(d->body, "($%d/unit)", i + 2);
             fprintf(d->body, "%s notitle lc rgb '%s'", shares ? ":xtic(1)" : "", segments[i].colour);
         }
     }
@@ -474,10 +492,11 @@ static void put_panels(const struct drawing *d)
 {
     fputs("set style data histogram\nset style histogram rowstacked\nset style fill solid 1.0 noborder\n"
           "set boxwidth 0.8\nset key invert\nunset grid\nset grid y lc rgb '#dddddd' lt 1\nset multiplot\n"
-          "set lmargin at screen 0.115\nset bmargin at screen 0.58\nunset xtics\nset ytics nomirror\n"
-          "set ylabel 'ms per token'\n",
+          "set lmargin at screen 0.13\nset bmargin at screen 0.58\nunset xtics\nset ytics nomirror\n",
           d->body);
-    put_axis(d, 1.05 * longest_step_ms(d->group), 5);
+    double longest = longest_step_ms(d->group), unit = longest < 10000.0 ? 1.0 : 1000.0;
+    fprintf(d->body, "unit = %g\nset ylabel '%s per token'\n", unit, unit > 1.0 ? "s" : "ms");
+    put_axis(d, 1.05 * longest / unit, 5);
     uint32_t blocks = put_bars(d);
     bool long_labels = d->group->kind == RESULT_PREFILL && has_several(d->group, FIGURE_LIMIT);
     put_panel(d, blocks, false);
@@ -502,7 +521,8 @@ static const char *draw_parts(const struct drawing *d, bool *no_memory)
     if (!segment_occurs(d->group, FIGURE_WORK_S))
         return "the records do not say where the time went";
     put_panels(d);
-    fputs("Above in milliseconds, below in shares; medians over the repeats. Stalls are waits for the drive: "
+    fputs("Above in milliseconds or seconds, below in shares; medians over the repeats. Stalls are waits for "
+          "the drive: "
           "a faster drive or more RAM takes from them alone.",
           d->caption);
     return NULL;
@@ -517,7 +537,7 @@ static void put_powers_of_2(const struct drawing *d, const struct lines *lines)
     double label = curve->x == FIGURE_BLOCK ? 0.14 : 0.07; /* of the axis */
     double room =
         label * log2(median(curve->cells[curve->n - 1], curve->x) / median(curve->cells[0], curve->x));
-    double last = -HUGE_VAL;
+    double last = -HUGE_VAL, most = highest(lines, FIGURE_RATE);
     fputs("set logscale x 2\nset xtics nomirror (", d->body);
     for (uint32_t i = 0; i < curve->n; i++) {
         double x = median(curve->cells[i], curve->x);
@@ -530,7 +550,7 @@ static void put_powers_of_2(const struct drawing *d, const struct lines *lines)
         last = fits ? log2(x) : last;
     }
     fprintf(d->body, ")\nset offsets graph 0.03, graph 0.03, 0, 0\nset yrange [0:%.9g]\n",
-            1.12 * highest(lines, FIGURE_RATE) / (curve->x == FIGURE_BLOCK ? GB : 1.0));
+            1.12 * most / (curve->x == FIGURE_BLOCK ? rate_unit(most) : 1.0));
 }
 
 static const char *draw_chunks(const struct drawing *d, bool *no_memory)
@@ -569,7 +589,7 @@ static const char *draw_chunks(const struct drawing *d, bool *no_memory)
 static void put_saturation(const struct drawing *d)
 {
     const struct result_cell *best = &d->all->cells[0], *end = best + d->all->n_cells;
-    char size[SIZE_TEXT_SIZE];
+    char size[SIZE_TEXT_SIZE], rate[RATE_TEXT_SIZE];
     for (const struct result_cell *cell = best; cell < end; cell++) {
         if (median(cell, FIGURE_RATE) > median(best, FIGURE_RATE))
             best = cell;
@@ -577,8 +597,8 @@ static void put_saturation(const struct drawing *d)
     const struct result_cell *least = d->all->cells; /* by depth, then size */
     while (median(least, FIGURE_RATE) < 0.95 * median(best, FIGURE_RATE))
         least++;
-    fprintf(d->caption, " 95 %% of the most (%.3g GB/s) come from a depth of %.0f with reads of %s on.",
-            median(best, FIGURE_RATE) / GB, median(least, FIGURE_DEPTH),
+    fprintf(d->caption, " 95 %% of the most (%s) come from a depth of %.0f with reads of %s on.",
+            bench_limit_text(median(best, FIGURE_RATE), rate), median(least, FIGURE_DEPTH),
             bytes_text(median(least, FIGURE_BLOCK), size));
 }
 
@@ -593,9 +613,10 @@ static const char *draw_reads(const struct drawing *d, bool *no_memory)
     bool enough = lines.most_points > 1 || lines.n > 1;
     if (enough) {
         put_powers_of_2(d, &lines);
-        fputs("set xlabel 'read size'\nset ylabel 'throughput, GB/s'\nplot ", d->body);
+        double most = highest(&lines, FIGURE_RATE);
+        fprintf(d->body, "set xlabel 'read size'\nset ylabel 'throughput, %s'\nplot ", rate_unit_name(most));
         for (uint32_t i = 0; i < lines.n; i++) {
-            put_points(d, "reads", i, &lines.curves[i], 1.0, FIGURE_RATE, GB);
+            put_points(d, "reads", i, &lines.curves[i], 1.0, FIGURE_RATE, rate_unit(most));
             snprintf(label, sizeof(label), "queue depth %.0f",
                      median(lines.curves[i].cells[0], FIGURE_DEPTH));
             put_curve(d, "reads", i, label);
@@ -654,28 +675,43 @@ static const struct plot_kind {
 };
 enum { N_PLOT_KINDS = sizeof(plot_kinds) / sizeof(plot_kinds[0]) };
 
-/* Within single quotes gnuplot takes all but the quote as it is. Names come from files: printable, and of bounded
- * length, cut between characters. */
-static void put_subtitle(FILE *out, const struct result_group *group)
+/* Within single quotes gnuplot takes all but the quote as it is. Names come from files: printable. */
+static void put_label(FILE *out, int number, const char *text, size_t length, double height)
 {
-    char text[SUBTITLE_SIZE];
-    int length =
-        snprintf(text, sizeof(text), "%s%s%s", group->model, *group->model ? ": " : "", group->setting);
-    size_t end = strlen(text);
-    if (length >= (int)sizeof(text)) {
-        while (end > 0 && ((unsigned char)text[end - 1] & 0xC0) == 0x80)
-            end--;
-        end -= end > 0;
-    }
-    fputs("set label 2 '", out);
-    for (size_t i = 0; i < end; i++) {
+    fprintf(out, "set label %d '", number);
+    for (size_t i = 0; i < length; i++) {
         unsigned char c = (unsigned char)text[i];
         if (c == '\'')
             fputs("''", out);
         else
             fputc(c < ' ' || c == 0x7F || c == '`' ? '?' : c, out);
     }
-    fputs("' at screen 0.02,0.9 left font ',11' textcolor rgb '#555555'\n", out);
+    fprintf(out, "' at screen 0.02,%g left font ',11' textcolor rgb '#555555'\n", height);
+}
+
+/* Bytes of the text that a line has room for, cut between words, or at least between characters. */
+static size_t line_length(const char *text)
+{
+    size_t n = 0, end = 0, space = 0;
+    for (; text[end] && n < SUBTITLE_LENGTH; n++) {
+        space = text[end] == ' ' ? end : space;
+        end++;
+        while (((unsigned char)text[end] & 0xC0) == 0x80)
+            end++;
+    }
+    return text[end] == 0 || text[end] == ' ' || space == 0 ? end : space;
+}
+
+/* Two lines; what does not fit stands on the page. */
+static void put_subtitle(FILE *out, const struct result_group *group)
+{
+    char text[SUBTITLE_SIZE];
+    snprintf(text, sizeof(text), "%s%s%s%s%s", group->model, *group->model ? ": " : "", group->setting,
+             group->tell_machine ? "; " : "", group->tell_machine ? group->machine : "");
+    size_t first = line_length(text);
+    const char *rest = text + first + (text[first] == ' ');
+    put_label(out, 2, text, first, 0.912);
+    put_label(out, 3, rest, line_length(rest), 0.88);
 }
 
 static const struct terminal {
@@ -691,9 +727,9 @@ static void put_image(FILE *out, const struct terminal *terminal, const char *na
 {
     fprintf(out,
             "reset\nset terminal %s\nset output '%s.%s'\nset termoption noenhanced\nset encoding utf8\n"
-            "set label 1 '%s' at screen 0.02,0.955 left font ',17'\nset tmargin at screen 0.86\n"
+            "set label 1 '%s' at screen 0.02,0.96 left font ',17'\nset tmargin at screen 0.85\n"
             "set rmargin at screen 0.76\n"
-            "set key at screen 0.775,0.85 left top Left reverse samplen 2 spacing 1.3 font ',12'\n"
+            "set key at screen 0.775,0.84 left top Left reverse samplen 2 spacing 1.3 font ',12'\n"
             "mark = %g\nset grid lc rgb '#dddddd' lt 1\nset border lc rgb '#444444'\nset errorbars 0.8\n",
             terminal->setup, name, terminal->suffix, title, terminal->mark);
     put_subtitle(out, group);

@@ -60,10 +60,18 @@ json_t *bench_machine_json(const struct machine_description *m)
                      (json_int_t)m->memory, "drive", m->drive, "kernel", m->kernel);
 }
 
-/* Names come from a file: bytes that are not UTF-8 are not JSON. */
-static json_t *text_json(const char *text)
+void bench_text_clean(char *text)
 {
     json_t *string = json_string(text);
+    for (char *at = text; !string && *at; at++)
+        *at = (unsigned char)*at < 0x80 ? *at : '?';
+    json_decref(string);
+}
+
+/* A name that may be of any bytes. */
+static json_t *name_json(const char *name)
+{
+    json_t *string = name ? json_string(name) : json_null();
     return string ? string : json_string("?");
 }
 
@@ -72,12 +80,12 @@ json_t *bench_record_json(const struct bench_record *r)
     double rate = bench_record_rate(r), bound = bench_record_bound(r), drive = bench_record_drive(r);
     bool limit_known = r->drive_limit > 0.0;
     json_t *object =
-        json_pack("{s:s, s:o, s:o, s:I, s:I, s:I, s:s, s:I, s:I, s:I, s:s, s:I, s:o}", "kind", r->kind,
-                  "model", text_json(r->model), "arch", text_json(r->arch), "file_bytes",
-                  (json_int_t)r->file_bytes, "ram", (json_int_t)r->ram, "io_limit", (json_int_t)r->io_limit,
-                  "prefetch", r->prefetch, "queue_depth", (json_int_t)r->queue_depth, "threads",
-                  (json_int_t)r->threads, "chunk", (json_int_t)r->chunk, "policy", r->policy, "repeat",
-                  (json_int_t)r->repeat, "replay", r->replay ? text_json(r->replay) : json_null());
+        json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:I, s:s, s:s, s:I, s:o}", "kind",
+                  r->kind, "model", r->model, "arch", r->arch, "file_bytes", (json_int_t)r->file_bytes, "ram",
+                  (json_int_t)r->ram, "io_limit", (json_int_t)r->io_limit, "prefetch", r->prefetch,
+                  "prefetch_used", r->prefetch_used, "queue_depth", (json_int_t)r->queue_depth, "threads",
+                  (json_int_t)r->threads, "chunk", (json_int_t)r->chunk, "policy", r->policy, "flags",
+                  r->flags, "repeat", (json_int_t)r->repeat, "replay", name_json(r->replay));
     json_t *figures = json_pack(
         "{s:I, s:f, s:f, s:f, s:f, s:f, s:o, s:f, s:f, s:I, s:f, s:o, s:o, s:f, s:f, s:f, s:I, s:o, s:I}",
         "tokens", (json_int_t)r->tokens, "tokens_per_s", rate, "first_token_s", r->first_token_s, "compute_s",

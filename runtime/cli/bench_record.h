@@ -8,17 +8,20 @@
 #include "runtime/machine_description.h"
 #include "runtime/penstock.h"
 
+enum { BENCH_FLAGS_SIZE = 384 };
+
 /* Strings without a size are borrowed from tables. Seconds are of the whole pass. */
 struct bench_record {
     const char *kind; /* "decode", "prefill" */
     char model[128], arch[32];
     uint64_t file_bytes;
-    uint64_t ram, io_limit; /* bytes, bytes/s; 0: no limit */
-    const char *prefetch;   /* "auto", "off" */
+    uint64_t ram, io_limit;               /* bytes, bytes/s; 0: no limit */
+    const char *prefetch, *prefetch_used; /* "auto", "off": what was asked for; what was in effect */
     uint32_t queue_depth, threads, chunk;
     const char *policy;
-    const char *replay; /* the recording whose routing was replayed; NULL: the model's own */
-    uint32_t repeat;    /* from 1 */
+    char flags[BENCH_FLAGS_SIZE]; /* what else was asked for: "--tokens random:1 --warm-up 1 --kv q8_0" */
+    const char *replay;           /* the recording whose routing was replayed; NULL: the model's own */
+    uint32_t repeat;              /* from 1 */
     uint32_t tokens;
     double seconds;       /* compute_s + stall_s + bookkeeping_s */
     double first_token_s; /* from the start of the pass */
@@ -43,6 +46,9 @@ double bench_record_drive(const struct bench_record *record); /* bytes/s */
 double bench_record_bound(const struct bench_record *record);
 /* Whether reading is the slower of the two. */
 bool bench_record_is_drive_bound(const struct bench_record *record);
+
+/* Names and paths may hold any bytes: where they are not UTF-8, and so cannot stand in JSON, what is not ASCII becomes '?'. */
+void bench_text_clean(char *text);
 
 /* The object that all kinds of records have as "machine". NULL when memory runs out. */
 json_t *bench_machine_json(const struct machine_description *machine);

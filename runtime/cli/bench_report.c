@@ -1,6 +1,7 @@
 #include "runtime/cli/bench_report.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "runtime/size_text.h"
 
@@ -100,9 +101,10 @@ static const struct row rows[] = {
 static void print_heading(FILE *out, const struct bench_record *r, uint32_t n)
 {
     char size[2][SIZE_TEXT_SIZE];
-    fprintf(out, "%s of %s (%s, %s): %u tokens, budget %s, %.2f token cycles of cache, prefetch %s, %u %s",
+    fprintf(out, "%s of %s (%s, %s): %u tokens, budget %s, %.2f token cycles of cache, prefetch %s%s, %u %s",
             r->kind, r->model, r->arch, size_format(r->file_bytes, size[0]), r->tokens,
-            size_format(r->ram, size[1]), r->cycles, r->prefetch, r->threads,
+            size_format(r->ram, size[1]), r->cycles, r->prefetch,
+            strcmp(r->prefetch, r->prefetch_used) != 0 ? " (off in effect)" : "", r->threads,
             r->threads == 1 ? "thread" : "threads");
     fprintf(out, n > 1 ? "; %u times\n\n%-22s%12s%12s%12s\n" : "\n\n", n, "", "median", "least", "most");
 }

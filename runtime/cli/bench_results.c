@@ -22,6 +22,7 @@ struct result_sample {
     char *machine, *model, *setting;
     double of[RESULT_N_FIGURES];
     double least_rate, most_rate; /* of what the record is the median of */
+    bool prefetch_off;            /* it was asked for, but not in effect */
     double time;
 };
 
@@ -89,29 +90,33 @@ static char *model_text(const json_t *record)
 
 static char *model_setting(const json_t *record)
 {
-    const char *replay = text_of(record, "replay", "");
+    const char *replay = text_of(record, "replay", ""), *flags = text_of(record, "flags", "");
+    double threads = fmax(number_of(record, "threads"), 0.0);
     char *text;
-    int length =
-        asprintf(&text, "%s%s%s%.0f tokens, prefetch %s, queue depth %.0f, %.0f threads, cache policy %s",
-                 *replay ? "routing replayed from " : "", replay, *replay ? "; " : "",
-                 fmax(number_of(record, "tokens"), 0.0), text_of(record, "prefetch", "?"),
-                 fmax(number_of(record, "queue_depth"), 0.0), fmax(number_of(record, "threads"), 0.0),
-                 text_of(record, "policy", "?"));
+    int length = asprintf(
+        &text, "%s%s%s%.0f tokens, prefetch %s, queue depth %.0f, %.0f thread%s, cache policy %s%s%s",
+        *replay ? "routing replayed from " : "", replay, *replay ? "; " : "",
+        fmax(number_of(record, "tokens"), 0.0), text_of(record, "prefetch", "?"),
+        fmax(number_of(record, "queue_depth"), 0.0), threads, threads == 1.0 ? "" : "s",
+        text_of(record, "policy", "?"), *flags ? "; " : "", flags);
     return length < 0 ? NULL : text;
 }
 
 static char *io_setting(const json_t *record)
 {
-    char *text, extent[SIZE_TEXT_SIZE];
+    char *text, extent[SIZE_TEXT_SIZE], rate[SIZE_TEXT_SIZE], size[SIZE_TEXT_SIZE];
+    uint64_t memory = whole_of(record, "memory_bytes");
     uint64_t extent_bytes = whole_of(record, "extent_bytes"), limit = whole_of(record, "io_limit");
     bool shards = json_is_true(json_object_get(record, "shards"));
-    int length = asprintf(&text, "%s%s%s%s, %s, %s", text_of(record, "pattern", "?"),
+    int length = asprintf(&text, "%s%s%s%s%s, %s, %s%s%s", text_of(record, "pattern", "?"),
                           shards             ? " shards, up to "
                           : extent_bytes > 0 ? " extents of "
                                              : " reads",
                           extent_bytes > 0 ? size_format(extent_bytes, extent) : "",
-                          limit > 0 ? ", with a limit" : "", text_of(record, "backend", "?"),
-                          json_is_false(json_object_get(record, "direct")) ? "buffered" : "direct");
+                          limit > 0 ? ", limit per second " : "", limit > 0 ? size_format(limit, rate) : "",
+                          text_of(record, "backend", "?"),
+                          json_is_false(json_object_get(record, "direct")) ? "buffered" : "direct",
+                          memory > 0 ? ", into memory of " : "", memory > 0 ? size_format(memory, size) : "");
     return length < 0 ? NULL : text;
 }
 
@@ -154,6 +159,8 @@ static bool parse_model(struct result_sample *sample, const json_t *record, stru
     sample->of[FIGURE_TOKEN_BYTES] = number_of(record, "bytes_per_token");
     sample->of[FIGURE_OF_BOUND] = number_of(record, "of_bound");
     set_parts(sample, record);
+    sample->prefetch_off = strcmp(text_of(record, "prefetch", ""), "auto") == 0 &&
+                           strcmp(text_of(record, "prefetch_used", ""), "off") == 0;
     sample->model = model_text(record);
     sample->setting = model_setting(record);
     return true;
@@ -340,6 +347,9 @@ static void fill_cell(struct result_cell *cell, const struct result_sample *samp
 {
     struct result_spread *rate = &cell->of[FIGURE_RATE];
     cell->repeats = n;
+    cell->prefetch_off = false;
+    for (uint32_t i = 0; i < n; i++)
+        cell->prefetch_off |= samples[i].prefetch_off;
     for (int figure = 0; figure < RESULT_N_FIGURES; figure++) {
         uint32_t known = 0;
         for (uint32_t i = 0; i < n; i++) {
@@ -373,6 +383,18 @@ static void share_drive(struct result_cell *cells, uint32_t n_cells, const struc
     }
 }
 
+static void tell_machines_apart(struct results *r)
+{
+    bool several = false;
+    const char *first = "";
+    for (uint32_t i = 0; i < r->n_groups; i++) {
+        first = *first ? first : r->groups[i].machine;
+        several |= *r->groups[i].machine && strcmp(r->groups[i].machine, first) != 0;
+    }
+    for (uint32_t i = 0; i < r->n_groups; i++)
+        r->groups[i].tell_machine = several && *r->groups[i].machine;
+}
+
 static enum ps_status make_groups(struct results *r, struct ps_error *err)
 {
     double *values = malloc(r->n_records * sizeof(*values));
@@ -403,6 +425,7 @@ static enum ps_status make_groups(struct results *r, struct ps_error *err)
                                                          .n_cells = (uint32_t)(cell - cells)};
         share_drive(cells, (uint32_t)(cell - cells), first, values);
     }
+    tell_machines_apart(r);
     free(values);
     return PS_OK;
 }

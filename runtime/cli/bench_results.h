@@ -41,13 +41,15 @@ struct result_spread {
 struct result_cell {
     struct result_spread of[RESULT_N_FIGURES];
     uint32_t repeats;
+    bool prefetch_off; /* it was asked for, but not in effect in some repeat */
 };
 
 /* Cells with the same model, machine and other settings, by key ascending. */
 struct result_group {
     enum result_kind kind;
     const char *machine, *model,
-        *setting; /* as texts; machine is "" where the records do not say; io: model is what was read */
+        *setting;      /* as texts; machine is "" where the records do not say; io: model is what was read */
+    bool tell_machine; /* other groups are of another one */
     const struct result_cell *cells;
     uint32_t n_cells;
 };

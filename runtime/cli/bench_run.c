@@ -1,5 +1,6 @@
 #include "runtime/cli/bench_run.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,6 +69,8 @@ void bench_describe_model(const struct bench_run *b, struct bench_record *r)
     r->file_bytes = info->file_bytes;
     snprintf(r->model, sizeof(r->model), "%s", info->name[0] ? info->name : slash ? slash + 1 : path);
     snprintf(r->arch, sizeof(r->arch), "%s", info->arch);
+    snprintf(r->flags, sizeof(r->flags), "%s", b->flags);
+    bench_text_clean(r->model);
 }
 
 /* What is the same for all passes. */
@@ -75,10 +78,12 @@ static void describe_run(const struct bench_run *b, struct bench_record *r)
 {
     const struct ps_model_params *params = &b->model_options->params;
     const struct ps_plan *plan = ps_model_loaded_plan(b->m.model);
+    bool asked = params->prefetch == PS_PREFETCH_AUTO || b->replay.prefetch_turned_off;
     *r = (struct bench_record){.kind = b->options->kind == BENCH_DECODE ? "decode" : "prefill",
                                .ram = plan->budget,
                                .io_limit = params->io_limit,
-                               .prefetch = params->prefetch == PS_PREFETCH_AUTO ? "auto" : "off",
+                               .prefetch = asked ? "auto" : "off",
+                               .prefetch_used = plan->predictor > 0 ? "auto" : "off",
                                .chunk = plan->chunk,
                                .policy = params->cache_policy,
                                .replay = b->options->replay ? b->replay.name : NULL,
@@ -174,6 +179,22 @@ void bench_fit_params(const struct bench_options *options, struct ps_model_param
     params->feed = options->kind == BENCH_DECODE ? 1 : options->n;
 }
 
+/* What was asked for and has no field of its own in the record; before anything is fitted to the measurement. */
+static void describe_flags(struct bench_run *b)
+{
+    static const char *const others[] = {"model",    "ram",      "threads",      "chunk", "queue-depth",
+                                         "io-limit", "prefetch", "cache-policy", "warm",  NULL};
+    struct model_options defaults;
+    model_options_default(&defaults);
+    FILE *out = fmemopen(b->flags, sizeof(b->flags), "w");
+    if (!out)
+        return;
+    fprintf(out, "--tokens %.128s --warm-up %" PRIu32, b->options->tokens, b->options->warm_up);
+    flags_print_changed(MODEL_FLAGS, b->model_options, &defaults, others, out);
+    fclose(out);
+    bench_text_clean(b->flags);
+}
+
 static enum ps_status allocate(struct bench_run *b, struct ps_error *err)
 {
     struct ps_sampler_params params;
@@ -194,6 +215,7 @@ bool bench_run_open(struct bench_run *b, const struct bench_options *options,
     *b = (struct bench_run){
         .options = options, .model_options = model_options, .m = {.start = clock_seconds()}};
     b->start = b->m.start;
+    describe_flags(b);
     if (strcmp(options->tokens, "greedy") == 0 && options->kind == BENCH_PREFILL) {
         *exit_code = cli_error(CLI_USAGE, "--tokens: greedy has no prompt: use random:SEED or a file");
         return false;

@@ -27,6 +27,7 @@ struct bench_run {
     struct loaded_model m;
     struct token_source source;
     struct bench_replay replay;
+    char flags[BENCH_FLAGS_SIZE]; /* as bench_record */
     struct ps_sampler *greedy;
     struct live_view *live;
     float *logits;

@@ -28,8 +28,7 @@ static const struct flag report_rows[] = {
     {"warm-up", 0, FLAG_U32, OPTION(warm_up), "TIMES", .help = "passes before it counts", .max = 1000,
      .min = 0},
     {"repeat", 0, FLAG_U32, OPTION(repeat), "TIMES",
-     .help = "passes over the same tokens, each from an empty context;\nthe speed is their median", .min = 1,
-     .max = 1000},
+     .help = "passes, each from an empty context; the speed is their median", .min = 1, .max = 1000},
     {"probe", 0, FLAG_FLOAT, OPTION(probe), "SECONDS",
      .help = "of reading after the passes, which say what the drive gives;\n"
              "0: none, and the bound is that of --io-limit and computing",
@@ -58,21 +57,36 @@ static bool write_records(FILE *out, const struct bench_record *records, uint32_
     return fflush(out) == 0;
 }
 
-static int append_records(const char *path, const struct bench_record *records, uint32_t n)
+/* Before anything is measured, which may take long. NULL after printing. */
+static FILE *open_records(const char *path)
 {
-    if (is_stdout(path))
-        return write_records(stdout, records, n) ? CLI_OK
-                                                 : CLI_FAILED; /* cli_finish reports stdout's failure */
-    FILE *file = fopen(path, "ae");
+    FILE *file = is_stdout(path) ? stdout : fopen(path, "a+e");
     if (!file)
-        return cli_error(CLI_FAILED, "--json-lines: %s: %s", path, strerror(errno));
-    bool ok = write_records(file, records, n);
-    ok = fclose(file) == 0 && ok;
-    return ok ? CLI_OK : cli_error(CLI_FAILED, "--json-lines: %s: cannot write: %s", path, strerror(errno));
+        cli_error(CLI_FAILED, "--json-lines: %s: %s", path, strerror(errno));
+    return file;
+}
+
+/* A line that was cut off, as on a full drive, spoils itself alone. */
+static bool end_last_line(FILE *file)
+{
+    if (fseek(file, -1, SEEK_END) != 0)
+        return true; /* empty, or no file that has a size */
+    bool ended = fgetc(file) == '\n';
+    return fseek(file, 0, SEEK_END) == 0 && (ended || fputc('\n', file) >= 0);
+}
+
+static int append_records(FILE *file, const char *path, const struct bench_record *records, uint32_t n)
+{
+    if (file == stdout)
+        return write_records(file, records, n) ? CLI_OK
+                                               : CLI_FAILED; /* cli_finish reports stdout's failure */
+    if (end_last_line(file) && write_records(file, records, n))
+        return CLI_OK;
+    return cli_error(CLI_FAILED, "--json-lines: %s: cannot write: %s", path, strerror(errno));
 }
 
 /* The table goes to stdout, unless that is asked for something else. */
-static int report(struct bench_run *b)
+static int report(struct bench_run *b, FILE *records)
 {
     const char *stats = b->options->stats, *json_lines = b->options->json_lines;
     int exit_code = CLI_OK;
@@ -86,7 +100,21 @@ static int report(struct bench_run *b)
     bool taken = is_stdout(stats) || is_stdout(json_lines);
     if (!bench_report_print(taken ? stderr : stdout, b->records, b->times.n_rates))
         return cli_error(CLI_FAILED, "bench: out of memory");
-    return json_lines ? append_records(json_lines, b->records, b->times.n_rates) : CLI_OK;
+    return records ? append_records(records, json_lines, b->records, b->times.n_rates) : CLI_OK;
+}
+
+static int measure(struct bench_run *b)
+{
+    const char *path = b->options->json_lines;
+    int exit_code = CLI_FAILED;
+    FILE *records = path ? open_records(path) : NULL;
+    if (path && !records)
+        return exit_code;
+    if (bench_run_measure(b, &exit_code))
+        exit_code = report(b, records);
+    if (records && records != stdout)
+        fclose(records);
+    return exit_code;
 }
 
 /* What the measurements have in common: parse, open, load, run. */
@@ -104,8 +132,8 @@ static int bench_model(struct flag_spec *spec, const struct flag *rows, struct b
     spec->groups = groups;
     if (!cli_parse(spec, argc, argv, &exit_code) || !live_view_possible(options->stats, &exit_code))
         return exit_code;
-    if (bench_run_open(&run, options, &model_options, &exit_code) && bench_run_measure(&run, &exit_code))
-        exit_code = report(&run);
+    if (bench_run_open(&run, options, &model_options, &exit_code))
+        exit_code = measure(&run);
     bench_run_deinit(&run, exit_code);
     return exit_code;
 }

@@ -92,6 +92,26 @@ static char *path_in(const char *dir, const char *name)
     return asprintf(&path, "%s/%s", dir, name) < 0 ? NULL : path;
 }
 
+/* gnuplot says nothing of a drive that is full. */
+static enum ps_status check_image(const struct report *r, const struct bench_plot *plot, const char *suffix,
+                                  const char *ending, struct ps_error *err)
+{
+    char name[BENCH_PLOT_NAME_SIZE + 4], last[16];
+    snprintf(name, sizeof(name), "%s.%s", plot->name, suffix);
+    char *path = path_in(r->plots_dir, name);
+    FILE *file = path ? fopen(path, "re") : NULL;
+    bool whole = file && fseek(file, -(long)sizeof(last), SEEK_END) == 0 &&
+                 fread(last, 1, sizeof(last), file) == sizeof(last) &&
+                 memmem(last, sizeof(last), ending, strlen(ending));
+    if (file)
+        fclose(file);
+    if (!whole)
+        ps_error_set(err, PS_ERR_IO, "%s/%s: gnuplot did not write it whole: is there space?", r->plots_dir,
+                     name);
+    free(path);
+    return whole ? PS_OK : PS_ERR_IO;
+}
+
 /* The script stays beside its images, for a plot of one's own. */
 static enum ps_status make_images(const struct report *r, const struct bench_plot *plot, struct ps_error *err)
 {
@@ -108,7 +128,9 @@ static enum ps_status make_images(const struct report *r, const struct bench_plo
         status = ps_error_set(err, PS_ERR_IO, "%s: gnuplot ends with exit code %d: see what it says above",
                               path, exit_code);
     free(path);
-    return status;
+    if (status == PS_OK)
+        status = check_image(r, plot, "svg", "</svg>", err);
+    return status == PS_OK ? check_image(r, plot, "png", "IEND\xAE", err) : status;
 }
 
 /* ---- report ---- */

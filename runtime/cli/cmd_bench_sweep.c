@@ -81,14 +81,8 @@ static struct model_options cell_model(const struct sweep *s, const struct sweep
 /* What all of a sweep's records have in common besides the model. */
 static void settings_text(const struct sweep *s, char out[SETTINGS_SIZE])
 {
-    const struct sweep_options *o = s->options;
-    const struct ps_model_params *p = &s->model_options->params;
-    snprintf(out, SETTINGS_SIZE,
-             "n=%" PRIu32 " tokens=%.100s warm-up=%" PRIu32 " ctx=%" PRIu32
-             " kv=%d activations=%d io=%d direct=%d cache-policy=%s cpu=%s top-k=%" PRIu32
-             " drop-below=%g substitute=%d%s%s",
-             o->n, o->tokens, o->warm_up, p->ctx, p->kv, p->activations, p->io, p->direct, p->cache_policy,
-             p->cpu ? p->cpu : "best", p->top_k, (double)p->drop_below, p->substitute,
+    snprintf(out, SETTINGS_SIZE, "n=%" PRIu32 " cache-policy=%s %s%s%s", s->options->n,
+             s->model_options->params.cache_policy, s->found->record.flags,
              s->replay_identity[0] ? " replay=" : "", s->replay_identity);
 }
 

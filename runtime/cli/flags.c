@@ -459,12 +459,10 @@ static double read_number(const struct flag *flag, const void *target)
 }
 
 /* The target's value as the user would write it; empty where there is nothing to say. */
-static void print_default(const struct flag *flag, const void *target, char *out, size_t size)
+static void print_value(const struct flag *flag, const void *target, char *out, size_t size)
 {
     out[0] = 0;
-    if (flag->required || flag->type == FLAG_BOOL)
-        return;
-    if (flag->type == FLAG_ON_OFF) {
+    if (flag->type == FLAG_BOOL || flag->type == FLAG_ON_OFF) {
         snprintf(out, size, "%s", *(const bool *)target ? "on" : "off");
     } else if (flag->type == FLAG_STRING || flag->type == FLAG_NAME) {
         const char *text = *(const char *const *)target;
@@ -477,8 +475,7 @@ static void print_default(const struct flag *flag, const void *target, char *out
                 return;
             }
         }
-        if (value != 0) /* without a word, 0 means "not given" */
-            print_limit(value, flag->type, out, size);
+        print_limit(value, flag->type, out, size);
     }
 }
 
@@ -532,8 +529,10 @@ static void print_flag(const struct flag *flag, const void *target, FILE *out)
     snprintf(left, sizeof(left), "  %s--%s%s%s", short_text, flag->name, metavar[0] ? " " : "", metavar);
     fputs(left, out);
     print_column(out, strlen(left), flag->help);
-    print_default(flag, target, value, sizeof(value));
-    if (value[0])
+    print_value(flag, target, value, sizeof(value));
+    bool not_given =
+        strcmp(value, "0") == 0 || strcmp(value, "0 B") == 0; /* that is what 0 without a word means */
+    if (!flag->required && flag->type != FLAG_BOOL && !not_given && value[0])
         fprintf(out, " [%s]", value);
     fputc('\n', out);
     if (flag->name_at || (flag->type == FLAG_CHOICE && flag->metavar))
@@ -559,4 +558,25 @@ void flags_print_help(const struct flag_spec *spec, FILE *out)
     }
     if (spec->examples)
         fprintf(out, "\nExamples:\n%s\n", spec->examples);
+}
+
+static bool is_listed(const char *const *names, const char *name)
+{
+    while (*names && strcmp(*names, name) != 0)
+        names++;
+    return *names != NULL;
+}
+
+void flags_print_changed(const struct flag *rows, const void *target, const void *defaults,
+                         const char *const *except, FILE *out)
+{
+    char value[2][128];
+    for (const struct flag *flag = rows; flag->name; flag++) {
+        if (is_listed(except, flag->name))
+            continue;
+        print_value(flag, (const char *)target + flag->offset, value[0], sizeof(value[0]));
+        print_value(flag, (const char *)defaults + flag->offset, value[1], sizeof(value[1]));
+        if (strcmp(value[0], value[1]) != 0)
+            fprintf(out, flag->type == FLAG_BOOL ? " --%s" : " --%s %s", flag->name, value[0]);
+    }
 }

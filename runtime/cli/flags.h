@@ -86,6 +86,11 @@ enum flags_outcome flags_parse(const struct flag_spec *spec, int argc, char **ar
 /* Usage line, summary, flags by group and examples. */
 void flags_print_help(const struct flag_spec *spec, FILE *out);
 
+/* The flags whose targets hold something else in `target` than in `defaults`, as they would be written: " --kv q8_0 --substitute".
+ * except: names that are left out, NULL ends them. */
+void flags_print_changed(const struct flag *rows, const void *target, const void *defaults,
+                         const char *const *except, FILE *out);
+
 /* The listed name that a misspelt one most likely meant; NULL when none is near. name_at(ctx, i): NULL past
  * the end. */
 const char *flags_nearest(const char *wrong, const char *(*name_at)(const void *ctx, uint32_t index),

@@ -18,28 +18,46 @@ static enum ps_status failed(const char *path, const char *what, struct ps_error
 
 /* ---- opening ---- */
 
-/* The file ends with its last whole line. */
-static enum ps_status drop_torn_line(struct sweep_records *r, struct ps_error *err)
+/* Where the last line begins that has no end; the file's end: there is none. -1: errno. */
+static off_t torn_line(int fd, off_t end)
 {
     enum { STEP = 4096 };
     char bytes[STEP];
-    off_t end = lseek(r->fd, 0, SEEK_END);
-    off_t whole = end;
-    while (whole > 0) {
-        off_t from = whole > STEP ? whole - STEP : 0;
-        ssize_t n = pread(r->fd, bytes, (size_t)(whole - from), from);
-        if (n != whole - from)
-            return failed(r->path, "read", err);
+    for (off_t at = end, from; at > 0; at = from) {
+        from = at > STEP ? at - STEP : 0;
+        ssize_t n = pread(fd, bytes, (size_t)(at - from), from);
+        if (n != at - from)
+            return -1;
         const char *newline = memrchr(bytes, '\n', (size_t)n);
-        if (newline) {
-            whole = from + (newline - bytes) + 1;
-            break;
-        }
-        whole = from;
+        if (newline)
+            return from + (newline - bytes) + 1;
     }
-    if (end < 0 || (whole < end && ftruncate(r->fd, whole) != 0))
-        return failed(r->path, "truncate", err);
-    return PS_OK;
+    return 0;
+}
+
+/* An editor may have left out the newline: no part of an object is one itself. */
+static bool is_whole(int fd, off_t from, off_t end)
+{
+    size_t size = (size_t)(end - from);
+    char *line = malloc(size);
+    json_t *record =
+        line && pread(fd, line, size, from) == (ssize_t)size ? json_loadb(line, size, 0, NULL) : NULL;
+    bool whole = json_is_object(record);
+    json_decref(record);
+    free(line);
+    return whole;
+}
+
+static enum ps_status mend_last_line(const struct sweep_records *r, struct ps_error *err)
+{
+    off_t end = lseek(r->fd, 0, SEEK_END);
+    off_t from = end < 0 ? -1 : torn_line(r->fd, end);
+    if (from < 0)
+        return failed(r->path, "read", err);
+    if (from == end)
+        return PS_OK;
+    bool done = is_whole(r->fd, from, end) ? write(r->fd, "\n", 1) == 1 : ftruncate(r->fd, from) == 0;
+    return done ? PS_OK : failed(r->path, "write", err);
 }
 
 enum ps_status sweep_records_open(struct sweep_records *r, const char *directory, struct ps_error *err)
@@ -54,14 +72,15 @@ enum ps_status sweep_records_open(struct sweep_records *r, const char *directory
         return ps_error_set(err, PS_ERR_NOMEM, "-o: out of memory");
     }
     if (mkdir(directory, 0777) != 0 && errno != EEXIST)
-        return failed(directory, "make the directory", err);
+        return ps_error_set(err, PS_ERR_IO, "-o: \"%s\": cannot make the directory: %s", directory,
+                            strerror(errno));
     r->fd = open(r->path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
     if (r->fd < 0)
         return failed(r->path, "open", err);
     if (flock(r->fd, LOCK_EX | LOCK_NB) != 0)
         return ps_error_set(err, PS_ERR_IO,
                             "%s: another sweep is writing it: wait for its end, or use another -o", r->path);
-    return drop_torn_line(r, err);
+    return mend_last_line(r, err);
 }
 
 void sweep_records_close(struct sweep_records *r)
@@ -212,6 +231,8 @@ enum ps_status sweep_records_write_csv(const struct sweep_records *r, struct ps_
         status = failed(aside, "write", err);
     if (status == PS_OK && rename(aside, r->csv_path) != 0)
         status = failed(r->csv_path, "write", err);
+    if (status != PS_OK && csv.out)
+        unlink(aside);
     json_decref(csv.columns);
     free(aside);
     return status;

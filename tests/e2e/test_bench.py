@@ -13,7 +13,7 @@ import harness
 from harness import BUNDLED_MODEL
 
 FIELDS = {
-    "kind", "model", "arch", "file_bytes", "ram", "io_limit", "prefetch", "queue_depth", "threads", "chunk", "policy",
+    "kind", "model", "arch", "file_bytes", "ram", "io_limit", "prefetch", "prefetch_used", "queue_depth", "threads", "chunk", "policy", "flags",
     "repeat", "replay", "tokens", "tokens_per_s", "first_token_s", "compute_s", "stall_s", "bookkeeping_s", "parts_s",
     "hit_rate", "bytes_per_token", "bytes_read", "drive_bytes_per_s", "drive_limit_bytes_per_s", "drive_utilisation",
     "bound_tokens_per_s", "of_bound", "cycles", "peak_rss", "machine", "time",
@@ -71,6 +71,7 @@ class Records(Case):
                     self.assertEqual((record["tokens"], record["prefetch"], record["threads"]), (20, "off", 2))
                     self.assertEqual((record["queue_depth"], record["policy"]), (4, "context"))
                     self.assertEqual(record["io_limit"], 400 << 20)
+                    self.assertEqual(record["flags"], "--tokens random:1 --warm-up 1")
                     self.assertEqual(record["chunk"], 8 if kind == "prefill" else 1)
                     self.assertGreater(record["drive_limit_bytes_per_s"], 0)
                     self.assertGreater(record["cycles"], 1)
@@ -120,10 +121,36 @@ class Records(Case):
         self.check_record(json.loads(result.text))
         self.assertIn("bookkeeping", result.message)
 
-    def test_file_that_cannot_be_written(self):
-        result = harness.run("bench", "decode", "-m", BUNDLED_MODEL, "-n", 4, "--probe", 0, "--json-lines",
-                             self.path("absent/records"))  # fmt: skip
-        self.assertIn("absent/records", self.assert_one_error(result, 1))
+    def test_file_that_cannot_be_written_is_found_before_measuring(self):
+        line = self.fails("bench", "decode", "-m", BUNDLED_MODEL, "-n", 4, "--probe", 0, "--json-lines", self.path("absent/records"))
+        self.assertIn("absent/records", line)
+
+    def test_what_else_was_asked_for_is_told(self):
+        path = self.path("records")
+        for flags in ("--tokens greedy --kv q8_0", "--tokens random:2 --direct off --top-k 2 --drop-below 0.1 --substitute"):
+            self.ok("bench", "decode", "-m", BUNDLED_MODEL, "-n", 4, "--probe", 0, "--json-lines", path, *flags.split())
+            words = flags.split()
+            words[2:2] = ["--warm-up", "0"]
+            self.assertEqual(read_lines(path)[-1]["flags"], " ".join(words))
+
+    def test_prefetch_without_memory_for_predictions_was_off(self):
+        if harness.is_slow():
+            self.skipTest("a sanitizer's own memory leaves no budget that is just enough")
+        path = self.path("records")
+        for ram, used in (("1G", "auto"), (None, "off")):
+            command = ("bench", "decode", "-m", BUNDLED_MODEL, "-n", 4, "--probe", 0, "--prefetch", "auto", "--json-lines", path)
+            result = self.ok(*command, "--ram", ram) if ram else self.ok(*harness.streaming(*command))
+            record = read_lines(path)[-1]
+            self.assertEqual((record["prefetch"], record["prefetch_used"]), ("auto", used))
+            self.assertEqual("off in effect" in result.text, used == "off")
+
+    def test_a_line_that_was_cut_off_spoils_itself_alone(self):
+        path = self.path("records")
+        harness.write_bytes(path, b'{"kind":"dec')
+        self.ok("bench", "decode", "-m", BUNDLED_MODEL, "-n", 4, "--probe", 0, "--json-lines", path)
+        cut, whole = harness.read_bytes(path).splitlines()
+        self.assertEqual(cut, b'{"kind":"dec')
+        self.check_record(json.loads(whole))
 
 
 class Sweep(Case):
@@ -266,6 +293,41 @@ class Sweep(Case):
         command = [other if word == BUNDLED_MODEL else word for word in self.command(rams=["1G"])]
         self.assertIn("another model", self.assert_one_error(harness.run(*command), 2))
         self.assertEqual(self.records(), before)
+
+    def test_flags_without_a_field_are_settings_too(self):
+        packed = self.path("packed")
+        self.ok("pack", BUNDLED_MODEL, packed, "--zstd", "off")
+        command = [packed if word == BUNDLED_MODEL else word for word in self.command(rams=["1G"], repeat=1)]
+        self.ok(*command, "--verify", "always")
+        self.assertIn("--verify always", self.assert_one_error(harness.run(*command), 2))
+
+    def test_names_of_any_bytes(self):
+        """Which are not JSON."""
+        tokens = os.fsencode(self.path("tokens-")) + b"\xff"
+        model = os.fsencode(self.path("m")) + b"\xff.gguf"
+        harness.write_bytes(tokens, b"1,2,3,4,5,6,7,8")
+        harness.copy(BUNDLED_MODEL, model)
+        command = [os.fsdecode(model) if word == BUNDLED_MODEL else word for word in self.command("--tokens", os.fsdecode(tokens), repeat=1)]
+        self.ok(*command)
+        self.assertNotIn("[", self.ok(*command).message)
+        self.assertRegex(self.records()[0]["flags"], r"^--tokens .*/tokens-\? --warm-up 0$")
+
+    def test_last_line_without_its_end(self):
+        """A whole record stays, part of one goes."""
+        self.ok(*self.command(repeat=1))
+        path = os.path.join(self.directory, "records.jsonl")
+        whole = harness.read_bytes(path)
+        harness.write_bytes(path, whole[:-1])
+        self.assertNotIn("[", self.ok(*self.command(repeat=1)).message)
+        self.assertEqual(harness.read_bytes(path), whole)
+        harness.write_bytes(path, whole[:-2])
+        self.assertIn("[8/8]", self.ok(*self.command(repeat=1)).message)
+        self.check_complete(repeat=1)
+
+    def test_table_that_cannot_be_written_leaves_nothing_beside_it(self):
+        os.makedirs(os.path.join(self.directory, "records.csv"))
+        self.assertIn("records.csv: cannot write", self.assert_one_error(harness.run(*self.command(repeat=1)), 1))
+        self.assertEqual(sorted(os.listdir(self.directory)), ["records.csv", "records.jsonl"])
 
     def test_records_of_others_stay_and_what_is_none_is_named(self):
         os.mkdir(self.directory)

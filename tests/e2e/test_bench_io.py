@@ -59,6 +59,13 @@ class OwnFile(harness.TestCase):
         self.assertEqual(cell_key(saturation), cell_key(least))
         self.assertAlmostEqual(saturation["best_bytes_per_s"] / best, 1)
 
+    def test_place_is_told_from_the_root_and_may_be_of_any_bytes(self):
+        os.mkdir(os.fsencode(self.path("d")) + b"\xff")
+        told = os.path.join(os.path.realpath(self.path("")), "d?")
+        flags = ("--size", "1M", *QUICK, "--extent", "64K", "--block", "64K", "--queue-depth", "2", "--io", "threads", "--json")
+        objects_told = objects(self.ok("bench", "io", "--dir", os.path.relpath(os.fsdecode(os.fsencode(self.path("d")) + b"\xff")), *flags).text)
+        self.assertEqual({one["place"] for one in objects_told}, {told})
+
     def test_repeats_are_kept_and_their_median_is_the_rate(self):
         flags = ("--extent", "64K", "--block", "64K", "--queue-depth", "2", "--pattern", "random", "--io", "threads")
         for cell in objects(self.bench(*flags, "--repeat", 5, "--json").text)[:-1]:

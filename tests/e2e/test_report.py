@@ -260,7 +260,7 @@ class Report(Case):
         folder = self.folder(records)
         self.ok("bench", "report", folder)
         drives = {row[2] for row in self.page(folder).rows[1:]}
-        self.assertEqual(drives, {f"{rate / 1e9:.2f} GB/s" for rate in LIMITS.values()})
+        self.assertEqual(drives, {"600 MB/s", "1.2 GB/s", "2.4 GB/s"})
 
     def test_different_settings_are_not_mixed(self):
         records = decode_records() + [{**record, "threads": 1} for record in decode_records()]
@@ -268,6 +268,75 @@ class Report(Case):
         self.ok("bench", "report", folder)
         self.assertEqual(self.images(folder), {f"decode-{i}-{name}" for i in (1, 2) for name in ("drive", "cache", "parts")})
         self.assertEqual(len([row for row in self.page(folder).rows if "GiB" in row[0]]), 18)
+
+    def test_what_was_asked_for_tells_cells_apart_and_what_was_in_effect_is_said(self):
+        records = [
+            {**record, "prefetch": asked, "prefetch_used": "off", "flags": flags}
+            for record in decode_records()
+            for asked, flags in (("off", "--tokens random:1"), ("auto", "--tokens random:1"), ("off", "--tokens greedy"))
+        ]
+        folder = self.folder(records)
+        self.ok("bench", "report", folder)
+        page = self.page(folder)
+        self.assertEqual(len([row for row in page.rows if "GiB" in row[0]]), 27)
+        sections = sorted(note for note in page.notes if "64 tokens" in note)
+        for section, (asked, flags, off) in zip(
+            sections, (("auto", "random:1", True), ("off", "greedy", False), ("off", "random:1", False)), strict=True
+        ):
+            self.assertIn(f"prefetch {asked}, ", section)
+            self.assertIn(f"; --tokens {flags}", section)
+            self.assertIn("3 repeats", section)
+            self.assertEqual("prefetch was off in 9 of 9 cells" in section, off)
+
+    def test_reads_under_different_limits_are_not_mixed(self):
+        folder = self.folder([{**record, "io_limit": limit} for limit in (1 << 29, 1 << 30) for record in io_records()])
+        self.ok("bench", "report", folder)
+        sections = [note for note in self.page(folder).notes if "extents of" in note]
+        self.assertEqual(len(sections), 4)
+        for limit in ("512 MiB", "1.00 GiB"):
+            self.assertEqual(len([note for note in sections if f"limit per second {limit}" in note]), 2, sections)
+
+    def test_reads_into_other_memory_are_not_mixed(self):
+        folder = self.folder([{**record, "memory_bytes": size} for size in (1 << 20, 1 << 26) for record in io_records()])
+        self.ok("bench", "report", folder)
+        sections = [note for note in self.page(folder).notes if "extents of" in note]
+        self.assertEqual(len(sections), 4)
+        self.assertEqual(len([note for note in sections if "into memory of 64.0 MiB" in note]), 2)
+
+    def test_rates_below_a_gigabyte_are_told_in_megabytes(self):
+        slow = [{**r, "io_limit": r["io_limit"] // 10, "drive_limit_bytes_per_s": r["drive_limit_bytes_per_s"] / 10} for r in decode_records()]
+        folder = self.folder(slow)
+        self.ok("bench", "report", folder)
+        self.assertEqual({row[2] for row in self.page(folder).rows[1:]}, {"60 MB/s", "120 MB/s", "240 MB/s"})
+        script = harness.read_bytes(os.path.join(folder, "plots", "decode-1-drive.gp")).decode("utf-8")
+        self.assertIn("'SSD throughput, MB/s'", script)
+        cache = harness.read_bytes(os.path.join(folder, "plots", "decode-1-cache.gp")).decode("utf-8")
+        self.assertEqual(re.findall(r"title '([^']+/s)'", cache.split("set terminal png")[0]), ["SSD 60 MB/s", "SSD 120 MB/s", "no limit: 240 MB/s"])
+        self.assertEqual([row[0] for row in self.data(folder, "decode-1-drive", "speed0")], [60, 120, 240])
+
+    def test_a_long_subtitle_takes_two_lines(self):
+        folder = self.folder([{**record, "flags": "--tokens random:1 " + "--word " * 40} for record in decode_records()])
+        self.ok("bench", "report", folder)
+        with open(os.path.join(folder, "plots", "decode-1-drive.gp"), encoding="utf-8") as file:
+            lines = re.findall(r"^set label [23] '(.*)' at screen", file.read().split("set terminal png")[0], re.MULTILINE)
+        self.assertEqual(len(lines), 2)
+        self.assertIn("64 tokens, prefetch auto", lines[0])
+        self.assertIn("--word", lines[1])
+        for line in lines:
+            self.assertTrue(90 < len(line) <= 113, line)  # a quote is written twice
+            self.assertFalse(line.startswith(" "), line)
+
+    def test_an_image_that_was_not_written_whole_is_an_error(self):
+        """As on a full drive, of which gnuplot says nothing."""
+        os.mkdir(self.path("bin"))
+        program = self.path("bin/gnuplot")
+        harness.write_bytes(program, f"#!/bin/sh\nPATH={os.environ['PATH']}\ngnuplot \"$@\" || exit\n"
+                            "for i in *.png; do [ ! -f $i ] || : >$i; done\n".encode())  # fmt: skip
+        os.chmod(program, 0o755)
+        folder = self.folder(decode_records())
+        result = harness.run("bench", "report", folder, env={"PATH": self.path("bin") + ":" + os.environ["PATH"]})
+        self.assertIn("decode-1-drive.png: gnuplot did not write it whole", self.assert_one_error(result, 1))
+        self.assertFalse(os.path.exists(os.path.join(folder, "report.html")))
 
     def test_a_large_grid_is_thinned_and_what_is_drawn_is_said(self):
         records = [
@@ -313,6 +382,8 @@ class Report(Case):
         sections = [note for note in page.notes if "extents of" in note]
         self.assertEqual(len(sections), 4, page.notes)  # of two patterns
         self.assertEqual(len([note for note in sections if "sda Slow" in note]), 2)
+        scripts = [harness.read_bytes(os.path.join(folder, "plots", f"io-{i}-reads.gp")).decode("utf-8") for i in range(1, 5)]
+        self.assertEqual(len([script for script in scripts if "Example CPU <9>, 4 cores" in script]), 4)
 
     def test_replayed_records_have_their_own_section(self):
         folder = self.folder(decode_records() + [{**record, "replay": "a.trace"} for record in decode_records()])

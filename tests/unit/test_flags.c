@@ -320,6 +320,29 @@ static void sizes_print_with_three_digits_and_read_back(void **state)
     }
 }
 
+static const char *changed(const char *line, const char *const *except)
+{
+    static char text[256];
+    const struct options defaults = {.model.direct = true, .temperature = 0.5f};
+    assert_int_equal(parse_line(line), FLAGS_OK);
+    FILE *out = fmemopen(text, sizeof(text), "w");
+    flags_print_changed(model_flags, &options.model, &defaults.model, except, out);
+    flags_print_changed(own_flags, &options, &defaults, except, out);
+    fclose(out);
+    return text;
+}
+
+static void what_differs_from_the_defaults_is_printed_as_it_is_written(void **state)
+{
+    (void)state;
+    const char *const none[] = {NULL}, *const two[] = {"threads", "stats", NULL};
+    assert_string_equal(changed("--direct on --temp 0.5 --io auto", none), "");
+    assert_string_equal(
+        changed("--threads 8 --io uring --direct off -p hello --policy lfu -t 0.25 -s", none),
+        " --threads 8 --io uring --direct off --prompt hello --policy lfu --temp 0.25 --stats");
+    assert_string_equal(changed("--threads 8 --temp 0 -s", two), " --temp 0");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -333,6 +356,7 @@ int main(void)
         cmocka_unit_test(required_ones_must_be_given),
         cmocka_unit_test(help_wins_and_touches_nothing),
         cmocka_unit_test(help_shows_every_flag_with_its_default),
+        cmocka_unit_test(what_differs_from_the_defaults_is_printed_as_it_is_written),
         cmocka_unit_test(sizes_are_powers_of_1024),
         cmocka_unit_test(sizes_print_with_three_digits_and_read_back),
     };
