@@ -293,7 +293,8 @@ enum ps_status unpack_model(const struct unpack_params *params, uint64_t *bytes,
     enum ps_status status;
     if ((status = open_input(&u, err)) == PS_OK && (status = check_output(&u, err)) == PS_OK &&
         (status = open_output(&u, err)) == PS_OK && (status = write_header(&u, err)) == PS_OK &&
-        (status = unpack_all(&u, err)) == PS_OK && (status = file_output_sync(&u.out, err)) == PS_OK)
+        (status = unpack_all(&u, err)) == PS_OK && (status = file_output_sync(&u.out, err)) == PS_OK &&
+        (status = check_output(&u, err)) == PS_OK) /* again: much time may have passed */
         status = file_output_rename(u.temporary, params->path, err);
     if (status == PS_OK)
         *bytes = gguf_unpacked_bytes(u.gguf);

@@ -274,6 +274,99 @@ static void a_taken_name_is_refused_and_kept(void **state)
     assert_int_equal(scratch_count(), 0);
 }
 
+/* Its main file has the name of m.pack's data file, as data files of containers in two directories may have. */
+static struct pack_plan plan_of_a_neighbour(void)
+{
+    static char path[512];
+    struct pack_plan plan = plan_of("neighbour", 0);
+    snprintf(path, sizeof(path), "%s/m.pack.1", scratch);
+    plan.path = path;
+    return plan;
+}
+
+static void a_file_that_another_pack_writes_is_left_to_it(void **state)
+{
+    (void)state;
+    struct pack_plan plan = plan_of("x", stripes_of(1)), other = plan_of_a_neighbour();
+    struct contents whole = undisturbed(&plan);
+    forget();
+    struct pack_writer *w = open_writer(&plan, PACK_FRESH);
+    decide(w);
+    write_items(w, 4);
+    for (int time = 0; time < 2; time++) {
+        const struct pack_decisions decisions = {codecs, note, sizeof(note) - 1, N_SHARDS * 8192};
+        struct pack_writer *neighbour = open_writer(&other, PACK_FRESH);
+        struct ps_error err = {0};
+        assert_int_equal(pack_writer_decide(neighbour, &decisions, &err), PS_ERR_ARGUMENT);
+        assert_non_null(strstr(err.message, "m.pack.1.partial: another pack"));
+        /* Once it left its journal, as if killed: what another plan removes then is not this file. */
+        pack_writer_free(neighbour, time == 0);
+        other.identity = "changed";
+        other.identity_bytes = 7;
+        if (time == 0)
+            pack_writer_free(open_writer(&other, PACK_STARTED_OVER), false);
+    }
+    finish(w);
+    expect_same(&whole, 2);
+    drop(&whole);
+}
+
+static void what_another_pack_wrote_does_not_count(void **state)
+{
+    (void)state;
+    struct pack_plan plan = plan_of("x", stripes_of(1)), other = plan_of_a_neighbour();
+    struct contents whole = undisturbed(&plan);
+    forget();
+    for (int i = 0; i < 2; i++) {
+        struct pack_writer *w = open_writer(i == 0 ? &plan : &other, PACK_FRESH);
+        decide(w);
+        write_items(w, 6);
+        assert_int_equal(pack_writer_commit(w, NULL), PS_OK);
+        pack_writer_free(w, true);
+    }
+    struct pack_writer *w = open_writer(&plan, PACK_RESUMED);
+    assert_int_equal(pack_writer_n_trunk(w), N_TENSORS);
+    assert_int_equal(pack_writer_n_extents(w), 0);
+    finish(w);
+    struct pack_writer *neighbour;
+    enum pack_start start;
+    assert_int_equal(pack_writer_new(&neighbour, &other, &start, NULL), PS_ERR_ARGUMENT); /* name is taken */
+    assert_int_equal(unlink(scratch_path("m.pack.1.partial-journal")), 0);
+    expect_same(&whole, 2);
+    drop(&whole);
+}
+
+static void a_name_that_was_taken_meanwhile_is_refused_and_kept(void **state)
+{
+    (void)state;
+    struct pack_plan plan = plan_of("x", stripes_of(1));
+    struct contents whole = undisturbed(&plan);
+    for (uint32_t i = 0; i < 2; i++) {
+        forget();
+        struct pack_writer *w = open_writer(&plan, PACK_FRESH);
+        decide(w);
+        write_items(w, N_ITEMS);
+        write_file(files[i], "precious", 8);
+        struct ps_error err = {0};
+        assert_int_equal(pack_writer_finish(w, &err), PS_ERR_ARGUMENT);
+        assert_non_null(strstr(err.message, files[i]));
+        assert_non_null(strstr(err.message, "exists"));
+        pack_writer_free(w, false);
+        size_t bytes;
+        uint8_t *data = load_file(scratch_path(files[i]), &bytes);
+        assert_int_equal(bytes, 8);
+        assert_memory_equal(data, "precious", 8);
+        free(data);
+        enum pack_start start;
+        assert_int_equal(pack_writer_new(&w, &plan, &start, &err), PS_ERR_ARGUMENT);
+        struct pack_plan onto = plan;
+        onto.replace = true;
+        pack_writer_free(open_writer(&onto, PACK_COMPLETED), false);
+        expect_same(&whole, 2);
+    }
+    drop(&whole);
+}
+
 static void more_than_there_is_room_for_is_refused(void **state)
 {
     (void)state;
@@ -299,6 +392,9 @@ int main(void)
         TEST(another_plan_starts_over),
         TEST(given_up_it_leaves_nothing),
         TEST(a_taken_name_is_refused_and_kept),
+        TEST(a_file_that_another_pack_writes_is_left_to_it),
+        TEST(what_another_pack_wrote_does_not_count),
+        TEST(a_name_that_was_taken_meanwhile_is_refused_and_kept),
         TEST(more_than_there_is_room_for_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
