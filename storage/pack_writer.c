@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -108,9 +107,10 @@ static enum ps_status check_targets(const struct pack_writer *w, struct ps_error
     for (uint32_t i = 0; i < w->n_files; i++) {
         const char *path = w->files[i].path;
         for (uint32_t s = 0; s < w->plan->n_sources; s++) {
-            if (file_output_is_same(path, w->plan->sources[s]))
+            if (file_output_is_same(path, w->plan->sources[s]) ||
+                file_output_is_same(w->files[i].temporary, w->plan->sources[s]))
                 return ps_error_set(err, PS_ERR_ARGUMENT, "%s: is what is to be packed: choose another name",
-                                    path);
+                                    w->plan->sources[s]);
         }
         enum ps_status status = w->is_sealed ? PS_OK : file_output_check_target(path, w->plan->replace, err);
         if (status != PS_OK)
@@ -237,31 +237,13 @@ static enum ps_status check_space(const struct pack_writer *w, struct ps_error *
 
 /* ---- beginning ---- */
 
-/* Containers in different directories may have data files of one name. */
-static enum ps_status lock_file(struct pack_file *file, struct ps_error *err)
-{
-    struct stat ours, named;
-    int fd = open(file->temporary, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (fd < 0)
-        return ps_error_set(err, PS_ERR_IO, "%s: cannot be created: %s", file->temporary, strerror(errno));
-    /* Under another name: the pack that held the lock has ended in between. */
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0 || fstat(fd, &ours) != 0 || stat(file->temporary, &named) != 0 ||
-        ours.st_ino != named.st_ino || ours.st_dev != named.st_dev) {
-        close(fd);
-        return ps_error_set(err, PS_ERR_ARGUMENT,
-                            "%s: another pack is writing it: wait for it, or choose another name",
-                            file->temporary);
-    }
-    file->out.fd = fd;
-    return PS_OK;
-}
-
+/* Another pack may be at it: containers in different directories can have data files of one name. */
 static enum ps_status open_file(struct pack_writer *w, uint32_t i, struct ps_error *err)
 {
     struct pack_file *file = &w->files[i];
     uint8_t head[PACK_ID_AT + PACKED_ID_BYTES] = {0};
     bool is_empty = i == 0 ? w->n_trunk == 0 && w->n_extents == 0 : file->end <= IO_ALIGN;
-    enum ps_status status = lock_file(file, err);
+    enum ps_status status = file_output_open(&file->out, err);
     if (status != PS_OK)
         return status;
     if (!is_empty && pack_writer_bytes_of_ours(w, file->temporary) < file->end)

@@ -97,6 +97,7 @@ static bool split_stripes(struct command *c, int *exit_code)
 static void on_started(void *ctx, enum pack_start start, const struct pack_decisions *decisions)
 {
     struct command *c = ctx;
+    transfer_progress_end(&c->progress);
     c->note = json_loadb(decisions->note, decisions->note_bytes, 0, NULL);
     if (start == PACK_RESUMED)
         fprintf(stderr, "%s: going on where an earlier pack was interrupted\n", c->options.output);
@@ -180,6 +181,8 @@ static int pack(struct command *c)
                                        .progress = on_progress,
                                        .ctx = c};
     cli_catch_interrupt();
+    transfer_progress_begin(&c->progress, o->output);
+    transfer_progress_say(&c->progress, o->zstd == PACK_ZSTD_OFF ? "opening" : "compressing samples");
     enum ps_status status = pack_model(model, &params, &result, &err);
     transfer_progress_end(&c->progress);
     ps_model_free(model);

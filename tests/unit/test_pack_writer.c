@@ -298,7 +298,7 @@ static void a_file_that_another_pack_writes_is_left_to_it(void **state)
         struct pack_writer *neighbour = open_writer(&other, PACK_FRESH);
         struct ps_error err = {0};
         assert_int_equal(pack_writer_decide(neighbour, &decisions, &err), PS_ERR_ARGUMENT);
-        assert_non_null(strstr(err.message, "m.pack.1.partial: another pack"));
+        assert_non_null(strstr(err.message, "m.pack.1.partial: another penstock"));
         /* Once it left its journal, as if killed: what another plan removes then is not this file. */
         pack_writer_free(neighbour, time == 0);
         other.identity = "changed";
