@@ -237,12 +237,24 @@ static enum ps_status check_space(const struct pack_writer *w, struct ps_error *
 
 /* ---- beginning ---- */
 
+/* Whether something of the file's counts. */
+static bool is_begun(const struct pack_writer *w, uint32_t i)
+{
+    if (i > 0)
+        return w->files[i].end > IO_ALIGN;
+    for (uint32_t tensor = 0; tensor < w->n_trunk; tensor++) {
+        if (w->plan->trunk_bytes[tensor] > 0)
+            return true;
+    }
+    return w->n_extents > 0;
+}
+
 /* Another pack may be at it: containers in different directories can have data files of one name. */
 static enum ps_status open_file(struct pack_writer *w, uint32_t i, struct ps_error *err)
 {
     struct pack_file *file = &w->files[i];
     uint8_t head[PACK_ID_AT + PACKED_ID_BYTES] = {0};
-    bool is_empty = i == 0 ? w->n_trunk == 0 && w->n_extents == 0 : file->end <= IO_ALIGN;
+    bool is_empty = !is_begun(w, i);
     enum ps_status status = file_output_open(&file->out, err);
     if (status != PS_OK)
         return status;

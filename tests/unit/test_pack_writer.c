@@ -336,6 +336,38 @@ static void what_another_pack_wrote_does_not_count(void **state)
     drop(&whole);
 }
 
+/* The first tensor is an expert's: then the trunk seems to have begun before it has. */
+static struct contents over_what_lay_there(bool any)
+{
+    static const uint64_t expert_first[N_TENSORS] = {0, 1000, 70000};
+    static uint8_t data[200000];
+    struct pack_plan plan = plan_of("x", 0);
+    struct contents whole = {0};
+    plan.trunk_bytes = expert_first;
+    forget();
+    memset(data, 0xff, sizeof(data));
+    if (any)
+        write_file("m.pack.partial", data, sizeof(data));
+    struct pack_writer *w = open_writer(&plan, PACK_FRESH);
+    decide(w);
+    assert_int_equal(pack_writer_trunk(w, data, 71000, NULL), PS_OK);
+    for (uint32_t i = 0; i < N_SHARDS; i++)
+        assert_int_equal(pack_writer_extent(w, data, 4096, i, NULL), PS_OK);
+    assert_int_equal(pack_writer_finish(w, NULL), PS_OK);
+    pack_writer_free(w, false);
+    whole.data[0] = load_file(scratch_path(files[0]), &whole.bytes[0]);
+    return whole;
+}
+
+static void what_lay_under_its_temporary_name_does_not_show(void **state)
+{
+    (void)state;
+    struct contents whole = over_what_lay_there(false), again = over_what_lay_there(true);
+    expect_same(&whole, 1);
+    free(again.data[0]);
+    drop(&whole);
+}
+
 static void a_name_that_was_taken_meanwhile_is_refused_and_kept(void **state)
 {
     (void)state;
@@ -394,6 +426,7 @@ int main(void)
         TEST(a_taken_name_is_refused_and_kept),
         TEST(a_file_that_another_pack_writes_is_left_to_it),
         TEST(what_another_pack_wrote_does_not_count),
+        TEST(what_lay_under_its_temporary_name_does_not_show),
         TEST(a_name_that_was_taken_meanwhile_is_refused_and_kept),
         TEST(more_than_there_is_room_for_is_refused),
     };
