@@ -129,7 +129,8 @@ static enum ps_status check_load(struct trunk *trunk, struct load *load, struct 
     if (bad < group->n) {
         const struct gguf_tensor *tensor = gguf_tensor_at(trunk->model->gguf, group->tensor[bad]);
         return ps_error_set(err, PS_ERR_FORMAT,
-                            "%s: %s: tensor at offset %llu: checksum differs: the file is damaged",
+                            "%s: %s: tensor at offset %llu: checksum differs: damaged: copy it again, "
+                            "or pack the model again",
                             tensor->name, gguf_file_path(trunk->model->gguf, tensor->file),
                             (unsigned long long)tensor->offset);
     }
