@@ -9,8 +9,8 @@
  *     pack_writer_free(w, false);
  *
  * Files grow under temporary names (NAME.partial) beside a journal (OUT.partial-journal) and are renamed at the end, the main
- * file last. None is written to by two packs at once. A pack that was killed goes on with the same plan, from what is known to be on the drive, and ends with the
- * same bytes. Pages go out of the page cache along the way. Not for several threads at once. */
+ * file last. None is written to by two packs at once. A pack that was killed goes on with the same plan, from what is known to
+ * be on the drive, and ends with the same bytes. Pages go out of the page cache along the way. Not for several threads at once. */
 #ifndef PENSTOCK_STORAGE_PACK_WRITER_H
 #define PENSTOCK_STORAGE_PACK_WRITER_H
 
