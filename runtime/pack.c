@@ -175,11 +175,13 @@ enum ps_status pack_model(struct ps_model *model, const struct pack_params *para
     }
     if (status == PS_OK)
         sum_up(&p, result);
-    /* What an interruption leaves is for the next time. */
-    bool keep = status == PS_ERR_CANCELLED && pack_writer_commit(p.pipeline.writer, NULL) == PS_OK;
-    if (keep)
-        ps_error_set(err, PS_ERR_CANCELLED, "%s: interrupted: the same command goes on with what is there",
-                     params->path);
+    /* What an interruption leaves is for the next time, once something was decided. */
+    bool is_cancelled = status == PS_ERR_CANCELLED;
+    bool keep = is_cancelled && pack_writer_decisions(p.pipeline.writer).codecs &&
+                pack_writer_commit(p.pipeline.writer, NULL) == PS_OK;
+    if (is_cancelled)
+        ps_error_set(err, PS_ERR_CANCELLED, "%s: interrupted%s", params->path,
+                     keep ? ": the same command goes on with what is there" : ", nothing was kept");
     pack_writer_free(p.pipeline.writer, keep);
     release(&p);
     result->seconds = clock_seconds() - begin;

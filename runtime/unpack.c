@@ -1,7 +1,6 @@
 #include "runtime/unpack.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -178,23 +177,28 @@ static enum ps_status open_input(struct unpacking *u, struct ps_error *err)
 static enum ps_status check_output(const struct unpacking *u, struct ps_error *err)
 {
     for (uint32_t i = 0; i < packed_n_files(u->packed); i++) {
-        if (file_output_is_same(u->params->path, packed_file_path(u->packed, i)))
+        const char *path = packed_file_path(u->packed, i);
+        if (file_output_is_same(u->params->path, path) || file_output_is_same(u->temporary, path))
             return ps_error_set(err, PS_ERR_ARGUMENT, "%s: is what is to be unpacked: choose another name",
-                                u->params->path);
+                                path);
     }
     return file_output_check_target(u->params->path, u->params->replace, err);
 }
 
 static enum ps_status open_output(struct unpacking *u, struct ps_error *err)
 {
-    if (asprintf(&u->temporary, "%s.%ld.partial", u->params->path, (long)getpid()) < 0) {
+    if (asprintf(&u->temporary, "%s.partial", u->params->path) < 0) {
         u->temporary = NULL;
         return no_memory(u, err);
     }
     u->out.path = u->temporary;
-    u->out.fd = open(u->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (u->out.fd < 0)
-        return ps_error_set(err, PS_ERR_IO, "%s: cannot be created: %s", u->temporary, strerror(errno));
+    enum ps_status status = check_output(u, err);
+    if (status == PS_OK)
+        status = file_output_open(&u->out, err);
+    if (status != PS_OK)
+        return status;
+    if (ftruncate(u->out.fd, 0) != 0) /* of one that was killed */
+        return ps_error_set(err, PS_ERR_IO, "%s: cannot be emptied: %s", u->temporary, strerror(errno));
     return file_output_reserve(&u->out, gguf_unpacked_bytes(u->gguf), err);
 }
 
@@ -262,9 +266,9 @@ static enum ps_status unpack_all(struct unpacking *u, struct ps_error *err)
 static void release(struct unpacking *u, bool is_whole)
 {
     if (u->out.fd >= 0) {
-        close(u->out.fd);
         if (!is_whole)
-            unlink(u->temporary);
+            unlink(u->temporary); /* while it is locked */
+        close(u->out.fd);
     }
     for (uint32_t i = 0; u->workers && i < u->n_workers; i++) {
         free(u->workers[i].slot);
@@ -284,9 +288,10 @@ enum ps_status unpack_model(const struct unpack_params *params, uint64_t *bytes,
     struct unpacking u = {.params = params, .out.fd = -1};
     pthread_mutex_init(&u.lock, NULL);
     enum ps_status status;
-    if ((status = open_input(&u, err)) == PS_OK && (status = check_output(&u, err)) == PS_OK &&
-        (status = open_output(&u, err)) == PS_OK && (status = write_header(&u, err)) == PS_OK &&
-        (status = unpack_all(&u, err)) == PS_OK && (status = file_output_sync(&u.out, err)) == PS_OK)
+    if ((status = open_input(&u, err)) == PS_OK && (status = open_output(&u, err)) == PS_OK &&
+        (status = write_header(&u, err)) == PS_OK && (status = unpack_all(&u, err)) == PS_OK &&
+        (status = file_output_sync(&u.out, err)) == PS_OK &&
+        (status = check_output(&u, err)) == PS_OK) /* again: much time may have passed */
         status = file_output_rename(u.temporary, params->path, err);
     if (status == PS_OK)
         *bytes = gguf_unpacked_bytes(u.gguf);

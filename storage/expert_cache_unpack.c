@@ -118,7 +118,8 @@ enum ps_status expert_cache_damage(const struct expert_cache *cache, const struc
 {
     const struct io_range *range = &slot->ranges[0];
     bool checked = cache->unpack[expert_cache_slot_index(cache, slot)].check;
-    return ps_error_set(err, PS_ERR_FORMAT, "%s: extent at offset %llu: %s: the file is damaged",
+    return ps_error_set(err, PS_ERR_FORMAT,
+                        "%s: extent at offset %llu: %s: copy the file again, or pack the model again",
                         io_reader_file_path(cache->reader, range->file), (unsigned long long)range->offset,
                         checked ? "checksum differs" : "cannot be unpacked");
 }

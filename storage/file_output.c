@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -14,6 +15,24 @@ enum {
     WRITE_BEHIND = 32 << 20, /* bytes handed to the drive at a time; dirty pages stay below twice that */
     LARGEST_WRITE = 1 << 30, /* below what one pwrite takes */
 };
+
+enum ps_status file_output_open(struct file_output *file, struct ps_error *err)
+{
+    struct stat ours, named;
+    int fd = open(file->path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0)
+        return ps_error_set(err, PS_ERR_IO, "%s: cannot be created: %s", file->path, strerror(errno));
+    /* Under another name: the writer that held the lock has ended in between. */
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0 || fstat(fd, &ours) != 0 || stat(file->path, &named) != 0 ||
+        ours.st_ino != named.st_ino || ours.st_dev != named.st_dev) {
+        close(fd);
+        return ps_error_set(err, PS_ERR_ARGUMENT,
+                            "%s: another penstock is writing it: wait for it, or choose another name",
+                            file->path);
+    }
+    file->fd = fd;
+    return PS_OK;
+}
 
 enum ps_status file_output_write(struct file_output *file, const void *data, size_t bytes, uint64_t offset,
                                  struct ps_error *err)

@@ -15,6 +15,9 @@ struct file_output {
     uint64_t pushed;  /* bytes of the file handed to the drive */
 };
 
+/* Opens file->path, which is created where it is missing, for one writer at a time, until fd is closed. PS_ERR_IO;
+ * PS_ERR_ARGUMENT: another is at work. */
+enum ps_status file_output_open(struct file_output *file, struct ps_error *err);
 /* PS_ERR_IO names path and offset. */
 enum ps_status file_output_write(struct file_output *file, const void *data, size_t bytes, uint64_t offset,
                                  struct ps_error *err);

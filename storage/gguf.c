@@ -456,7 +456,9 @@ enum ps_status gguf_check_trunk(const struct gguf *gguf, uint32_t tensor, uint64
         return PS_OK;
     const struct gguf_tensor *t = &gguf->tensors[tensor];
     return ps_error_set(err, PS_ERR_FORMAT,
-                        "%.80s: %s: block at offset %" PRIu64 ": checksum differs: the file is damaged",
+                        "%.80s: %s: block at offset %" PRIu64
+                        ": checksum differs: copy the file again, or pack "
+                        "the model again",
                         t->name, gguf_file_path(gguf, t->file), t->offset + damage);
 }
 

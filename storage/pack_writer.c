@@ -108,9 +108,10 @@ static enum ps_status check_targets(const struct pack_writer *w, struct ps_error
     for (uint32_t i = 0; i < w->n_files; i++) {
         const char *path = w->files[i].path;
         for (uint32_t s = 0; s < w->plan->n_sources; s++) {
-            if (file_output_is_same(path, w->plan->sources[s]))
+            if (file_output_is_same(path, w->plan->sources[s]) ||
+                file_output_is_same(w->files[i].temporary, w->plan->sources[s]))
                 return ps_error_set(err, PS_ERR_ARGUMENT, "%s: is what is to be packed: choose another name",
-                                    path);
+                                    w->plan->sources[s]);
         }
         enum ps_status status = w->is_sealed ? PS_OK : file_output_check_target(path, w->plan->replace, err);
         if (status != PS_OK)
@@ -245,20 +246,45 @@ static enum ps_status check_space(const struct pack_writer *w, struct ps_error *
 
 /* ---- beginning ---- */
 
+/* Whether something of the file's counts. */
+static bool is_begun(const struct pack_writer *w, uint32_t i)
+{
+    if (i > 0)
+        return w->files[i].end > IO_ALIGN;
+    for (uint32_t tensor = 0; tensor < w->n_trunk; tensor++) {
+        if (w->plan->trunk_bytes[tensor] > 0)
+            return true;
+    }
+    return w->n_extents > 0;
+}
+
+/* Another pack may be at it: containers in different directories can have data files of one name. */
+static enum ps_status open_file(struct pack_writer *w, uint32_t i, struct ps_error *err)
+{
+    struct pack_file *file = &w->files[i];
+    uint8_t head[PACK_ID_AT + PACKED_ID_BYTES] = {0};
+    bool is_empty = !is_begun(w, i);
+    enum ps_status status = file_output_open(&file->out, err);
+    if (status != PS_OK)
+        return status;
+    if (!is_empty && pack_writer_bytes_of_ours(w, file->temporary) < file->end)
+        return ps_error_set(err, PS_ERR_IO, "%s: another pack has just changed it: pack again",
+                            file->temporary);
+    if ((is_empty && ftruncate(file->out.fd, 0) != 0) || ftruncate(file->out.fd, (off_t)file->end) != 0)
+        return ps_error_set(err, PS_ERR_IO, "%s: cannot be cut to %" PRIu64 " bytes: %s", file->temporary,
+                            file->end, strerror(errno));
+    file->is_dirty = true;
+    file_output_sync_directory(file->temporary);
+    memcpy(head + PACK_ID_AT, w->id, sizeof(w->id));
+    return file_output_write(&file->out, head, sizeof(head), 0, err);
+}
+
 enum ps_status pack_writer_open_files(struct pack_writer *w, struct ps_error *err)
 {
     for (uint32_t i = 0; i < w->n_files; i++) {
-        struct pack_file *file = &w->files[i];
-        bool is_empty = i == 0 ? w->n_trunk == 0 && w->n_extents == 0 : file->end <= IO_ALIGN;
-        file->out.fd = open(file->temporary, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-        if (file->out.fd < 0)
-            return ps_error_set(err, PS_ERR_IO, "%s: cannot be created: %s", file->temporary,
-                                strerror(errno));
-        if ((is_empty && ftruncate(file->out.fd, 0) != 0) || ftruncate(file->out.fd, (off_t)file->end) != 0)
-            return ps_error_set(err, PS_ERR_IO, "%s: cannot be cut to %" PRIu64 " bytes: %s", file->temporary,
-                                file->end, strerror(errno));
-        file->is_dirty = true;
-        file_output_sync_directory(file->temporary);
+        enum ps_status status = open_file(w, i, err);
+        if (status != PS_OK)
+            return status;
     }
     clock_gettime(CLOCK_MONOTONIC, &w->committed);
     enum ps_status status = check_space(w, err);
@@ -344,12 +370,14 @@ void pack_writer_free(struct pack_writer *w, bool keep)
 {
     if (!w)
         return;
+    /* A sealed one is whole: only names are missing. */
+    keep = keep || w->is_sealed;
     for (uint32_t i = 0; w->files && i < w->n_files; i++) {
         struct pack_file *file = &w->files[i];
         if (file->out.fd >= 0) {
-            close(file->out.fd);
             if (!w->is_finished && !keep)
-                unlink(file->temporary);
+                unlink(file->temporary); /* while it is locked */
+            close(file->out.fd);
         }
         free(file->path);
         free(file->temporary);
@@ -670,17 +698,30 @@ static void remove_stale(const struct pack_writer *w, const struct packed *repla
     }
 }
 
+/* Whether each file has its name, since before a kill, or may be given it: hours may have passed since that was asked. */
+static enum ps_status check_names(const struct pack_writer *w, struct ps_error *err)
+{
+    enum ps_status status = PS_OK;
+    for (uint32_t i = 0; status == PS_OK && i < w->n_files; i++) {
+        const struct pack_file *file = &w->files[i];
+        if (access(file->temporary, F_OK) == 0)
+            status = file_output_check_target(file->path, w->plan->replace, err);
+        else if (pack_writer_bytes_of_ours(w, file->path) == 0)
+            status = ps_error_set(err, PS_ERR_IO, "%s: is gone: pack again", file->temporary);
+    }
+    return status;
+}
+
 enum ps_status pack_writer_put_in_place(struct pack_writer *w, struct ps_error *err)
 {
     struct packed *replaced = NULL;
     if (packed_is_container(w->files[0].path))
         packed_open(&replaced, w->files[0].path, NULL);
-    enum ps_status status = PS_OK;
+    enum ps_status status = check_names(w, err);
     for (uint32_t i = w->n_files; status == PS_OK && i-- > 0;) {
         const struct pack_file *file = &w->files[i];
-        if (access(file->temporary, F_OK) != 0)
-            continue; /* before a kill */
-        status = file_output_rename(file->temporary, file->path, err);
+        if (access(file->temporary, F_OK) == 0)
+            status = file_output_rename(file->temporary, file->path, err);
     }
     if (status == PS_OK) {
         remove_stale(w, replaced);
@@ -715,5 +756,6 @@ enum ps_status pack_writer_finish(struct pack_writer *w, struct ps_error *err)
         status = pack_journal_append(w->journal, &sealed, err);
     if (status == PS_OK)
         status = pack_journal_commit(w->journal, err);
+    w->is_sealed = status == PS_OK;
     return status == PS_OK ? pack_writer_put_in_place(w, err) : status;
 }

@@ -9,8 +9,8 @@
  *     pack_writer_free(w, false);
  *
  * Files grow under temporary names (NAME.partial) beside a journal (OUT.partial-journal) and are renamed at the end, the main
- * file last. A pack that was killed goes on with the same plan, from what is known to be on the drive, and ends with the
- * same bytes. Pages go out of the page cache along the way. Not for several threads at once. */
+ * file last. None is written to by two packs at once. A pack that was killed goes on with the same plan, from what is known to
+ * be on the drive, and ends with the same bytes. Pages go out of the page cache along the way. Not for several threads at once. */
 #ifndef PENSTOCK_STORAGE_PACK_WRITER_H
 #define PENSTOCK_STORAGE_PACK_WRITER_H
 
@@ -58,7 +58,8 @@ enum pack_start {
 /* PS_ERR_ARGUMENT: a name is taken, by a source or without `replace`, or another pack is at work; PS_ERR_IO: a directory is missing; PS_ERR_NOMEM. */
 enum ps_status pack_writer_new(struct pack_writer **out, const struct pack_plan *plan, enum pack_start *start,
                                struct ps_error *err);
-/* Unfinished: keep, which leaves what is committed for another time, or nothing is left. NULL is fine. */
+/* Unfinished: keep, which leaves what is committed for another time, or nothing is left; where finish() failed at the names only,
+ * all is left. NULL is fine. */
 void pack_writer_free(struct pack_writer *writer, bool keep);
 
 /* Copied. PS_ERR_IO, also when a filesystem has too little room. */

@@ -8,6 +8,8 @@
 #include "storage/pack_journal.h"
 #include "storage/pack_writer.h"
 
+enum { PACK_ID_AT = 16 }; /* in every file, and from its beginning, as what tells whose it is */
+
 struct XXH3_state_s;
 
 struct pack_file {
@@ -64,6 +66,8 @@ enum ps_status pack_writer_open_files(struct pack_writer *w, struct ps_error *er
 /* Gives a sealed container its names. */
 enum ps_status pack_writer_put_in_place(struct pack_writer *w, struct ps_error *err);
 
+/* Bytes of a file of this packing; 0: there is none with this name. */
+uint64_t pack_writer_bytes_of_ours(const struct pack_writer *w, const char *path);
 /* Begins the journal with the decisions. */
 enum ps_status pack_writer_begin_journal(struct pack_writer *w, struct ps_error *err);
 /* Takes up what the journal tells of. PS_OK with *start. */

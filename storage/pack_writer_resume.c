@@ -1,9 +1,11 @@
 /* What an earlier pack left: its decisions, and how far it came. Data counts only as far as the journal tells of it and the
  * files still hold it. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -52,6 +54,17 @@ static bool read_body_head(const uint8_t *body, uint64_t bytes, struct body_head
            (head->names_bytes == 0 || body[sizeof(*head) + bytes - 1] == 0);
 }
 
+/* Unless another pack is writing it. */
+static void remove_left(const char *name)
+{
+    int fd = open(name, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+        unlink(name);
+    close(fd);
+}
+
 /* Removes the temporary files that a pack with another plan left. */
 static void remove_files(const uint8_t *body, uint64_t bytes, const struct body_head *head)
 {
@@ -60,7 +73,7 @@ static void remove_files(const uint8_t *body, uint64_t bytes, const struct body_
     for (const char *name = end - head->names_bytes; name < end; name += strlen(name) + 1) {
         size_t length = strlen(name);
         if (length >= sizeof(suffix) && strcmp(name + length - (sizeof(suffix) - 1), suffix) == 0)
-            unlink(name);
+            remove_left(name);
     }
 }
 
@@ -108,31 +121,28 @@ static bool take_record(struct pack_writer *w, const struct pack_record *r, cons
     return true;
 }
 
-/* Whether a file is there under either name, starting with this packing's id. */
-static bool size_of_ours(const struct pack_writer *w, const char *path, uint64_t *bytes)
+uint64_t pack_writer_bytes_of_ours(const struct pack_writer *w, const char *path)
 {
-    uint8_t head[32] = {0};
+    uint8_t head[PACK_ID_AT + PACKED_ID_BYTES];
     struct stat st;
     FILE *file = fopen(path, "rb");
-    bool ok = file && fstat(fileno(file), &st) == 0 && fread(head, 1, sizeof(head), file) == sizeof(head) &&
-              memcmp(head + 16, w->id, PACKED_ID_BYTES) == 0;
+    bool is_ours = file && fstat(fileno(file), &st) == 0 && S_ISREG(st.st_mode) &&
+                   fread(head, 1, sizeof(head), file) == sizeof(head) &&
+                   memcmp(head + PACK_ID_AT, w->id, PACKED_ID_BYTES) == 0;
     if (file)
         fclose(file);
-    if (ok)
-        *bytes = (uint64_t)st.st_size;
-    return ok;
+    return is_ours ? (uint64_t)st.st_size : 0;
 }
 
 /* Sizes as they are. Once sealed, a file may have its final name already: *any_renamed. */
 static void measure_files(const struct pack_writer *w, uint64_t *bytes, bool *any_renamed)
 {
     for (uint32_t i = 0; i < w->n_files; i++) {
-        struct stat st;
-        bytes[i] = 0;
-        if (stat(w->files[i].temporary, &st) == 0 && S_ISREG(st.st_mode))
-            bytes[i] = (uint64_t)st.st_size;
-        else if (size_of_ours(w, w->files[i].path, &bytes[i]))
-            *any_renamed = true;
+        bytes[i] = pack_writer_bytes_of_ours(w, w->files[i].temporary);
+        if (bytes[i] > 0 || access(w->files[i].temporary, F_OK) == 0)
+            continue;
+        bytes[i] = pack_writer_bytes_of_ours(w, w->files[i].path);
+        *any_renamed = *any_renamed || bytes[i] > 0;
     }
 }
 

@@ -400,10 +400,9 @@ static enum ps_status check_data_file(const struct packed *packed, uint32_t numb
     uint8_t unit[IO_ALIGN];
     enum ps_status status = open_regular(&file, err);
     if (file.fd < 0)
-        return ps_error_set(err, PS_ERR_IO,
-                            "%s: data file %" PRIu32
-                            " of %s cannot be opened: %s: a drive that is not mounted?",
-                            file.path, number, main_path, strerror(errno));
+        return ps_error_set(err, PS_ERR_IO, "%s: data file %" PRIu32 " of %s cannot be opened: %s%s",
+                            file.path, number, main_path, strerror(errno),
+                            errno == ENOENT ? ": a drive that is not mounted?" : "");
     if (status == PS_OK)
         status = read_unit(&file, PACKED_DATA_MAGIC, PACKED_AT_DATA_HASH, unit, err);
     if (status == PS_OK && memcmp(unit + PACKED_AT_ID, packed->id, sizeof(packed->id)) != 0)

@@ -6,6 +6,7 @@
 #include <jansson.h>
 
 #include "runtime/cli/cli.h"
+#include "runtime/cli/pack_note.h"
 #include "runtime/cli/transfer_progress.h"
 #include "runtime/pack.h"
 #include "runtime/size_text.h"
@@ -29,7 +30,8 @@ static const struct flag_word drive_words[] = {{"auto", 0}, {0}};
 
 static const struct flag pack_rows[] = {
     {"zstd", 0, FLAG_U32, OPTION(zstd), "LEVEL",
-     .help = "compress experts: \"off\", a level of zstd (wherever that saves\nspace), or \"auto\": where a "
+     .help = "compress experts: \"off\", a level of zstd, 1 to 22 (wherever\nthat saves space), or \"auto\": "
+             "where a "
              "sample says "
              "that reading and\nunpacking takes less time here than reading alone",
      .min = 1, .max = PACK_ZSTD_MAX, .words = zstd_words},
@@ -92,43 +94,10 @@ static bool split_stripes(struct command *c, int *exit_code)
     return true;
 }
 
-static double number_of(const json_t *object, const char *key)
-{
-    return json_number_value(json_object_get(object, key));
-}
-
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "?";
-}
-
-/* A line per part, type and codec that was measured; * marks those that are used. */
-static void print_figures(json_t *note)
-{
-    json_t *kind, *figures, *kinds = json_object_get(note, "kinds");
-    size_t i;
-    const char *codec;
-    cli_printf("%.0f MB/s from the drive, %.0f cores; * what is used\n", number_of(note, "read_rate") / 1e6,
-               number_of(note, "cores"));
-    cli_printf("  %-14s %-8s %-14s %7s %12s %6s\n", "part", "type", "codec", "ratio", "unpack MB/s", "gain");
-    json_array_foreach(kinds, i, kind)
-    {
-        json_object_foreach(json_object_get(kind, "codecs"), codec, figures)
-        {
-            bool used = strcmp(codec, text_of(kind, "codec")) == 0;
-            cli_printf("%c %-14s %-8s %-14s %7.4f %12.0f %6.3f\n", used ? '*' : ' ', text_of(kind, "part"),
-                       text_of(kind, "type"), codec, number_of(figures, "ratio"),
-                       number_of(figures, "decode_mb_s"), number_of(figures, "predicted_gain"));
-        }
-    }
-    cli_printf("reading and unpacking is predicted to be %.3f times as fast as reading alone\n",
-               number_of(note, "predicted_gain"));
-}
-
 static void on_started(void *ctx, enum pack_start start, const struct pack_decisions *decisions)
 {
     struct command *c = ctx;
+    transfer_progress_end(&c->progress);
     c->note = json_loadb(decisions->note, decisions->note_bytes, 0, NULL);
     if (start == PACK_RESUMED)
         fprintf(stderr, "%s: going on where an earlier pack was interrupted\n", c->options.output);
@@ -137,7 +106,7 @@ static void on_started(void *ctx, enum pack_start start, const struct pack_decis
                 "%s: starting over: what an interrupted pack left was of other options or another source\n",
                 c->options.output);
     if (!c->options.json && json_object_get(c->note, "predicted_gain")) {
-        print_figures(c->note);
+        pack_note_print(c->note);
         cli_flush();
     }
     transfer_progress_begin(&c->progress, c->options.output);
@@ -163,7 +132,7 @@ static void print_json(const struct command *c, const struct pack_result *r)
         (json_int_t)r->n_experts, "files", (json_int_t)r->n_files, "seconds", r->seconds);
     if (c->note)
         json_object_set(object, "note", c->note);
-    char *text = object ? json_dumps(object, JSON_COMPACT) : NULL;
+    char *text = object ? json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(6)) : NULL;
     if (text)
         cli_printf("%s\n", text);
     free(text);
@@ -181,7 +150,7 @@ static void print_summary(const struct command *c, const struct pack_result *r)
                    size_format(r->extent_bytes, extents), size_format(r->expert_bytes, experts),
                    (double)r->extent_bytes / (double)r->expert_bytes);
     if (r->n_files > 1)
-        cli_printf(", in %" PRIu32 " data files", r->n_files - 1);
+        cli_printf(", in %" PRIu32 " data file%s", r->n_files - 1, r->n_files == 2 ? "" : "s");
     cli_printf("; %.1f s, %s/s\n", r->seconds,
                size_format((uint64_t)((double)r->source_bytes / r->seconds), rate));
 }
@@ -192,11 +161,13 @@ static int pack(struct command *c)
     struct ps_model *model;
     struct ps_error err;
     struct pack_result result;
-    if (packed_is_container(o->input))
-        return cli_error(CLI_FAILED, "%s: is a container already: unpack it first (`penstock unpack`)",
-                         o->input);
     if (ps_model_open(&model, o->input, &err) != PS_OK)
         return cli_status(&err);
+    if (packed_is_container(o->input)) {
+        ps_model_free(model);
+        return cli_error(CLI_FAILED, "%s: is a container already: unpack it first (`penstock unpack`)",
+                         o->input);
+    }
     const struct pack_params params = {.path = o->output,
                                        .replace = o->force,
                                        .zstd = o->zstd,
@@ -210,6 +181,8 @@ static int pack(struct command *c)
                                        .progress = on_progress,
                                        .ctx = c};
     cli_catch_interrupt();
+    transfer_progress_begin(&c->progress, o->output);
+    transfer_progress_say(&c->progress, o->zstd == PACK_ZSTD_OFF ? "opening" : "compressing samples");
     enum ps_status status = pack_model(model, &params, &result, &err);
     transfer_progress_end(&c->progress);
     ps_model_free(model);

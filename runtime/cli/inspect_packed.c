@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "runtime/cli/cli.h"
+#include "runtime/cli/pack_note.h"
 #include "runtime/size_text.h"
 
 /* Layers whose parts have the same types and codecs. */
@@ -70,71 +71,6 @@ static void print_kind(const struct kind *kind)
                    kind->sum.part[i].codec, size_format(kind->sum.part[i].bytes, unpacked));
 }
 
-/* The note is the file's: no control characters of it reach the terminal. */
-static void print_text(const char *text)
-{
-    for (; *text; text++)
-        cli_printf("%c", (unsigned char)*text < 0x20 || *text == 0x7f ? '?' : *text);
-}
-
-static void print_value(const json_t *value, uint32_t indent);
-
-/* "key value" of each member that is one value, in a line; the others below it. */
-static void print_object(const json_t *object, uint32_t indent)
-{
-    const char *key, *gap = "";
-    json_t *value;
-    cli_printf("%*s", (int)indent, "");
-    json_object_foreach((json_t *)object, key, value)
-    {
-        if (json_is_object(value) || json_is_array(value))
-            continue;
-        cli_printf("%s", gap);
-        print_text(key);
-        cli_printf(" ");
-        print_value(value, 0);
-        gap = ", ";
-    }
-    cli_printf("\n");
-    json_object_foreach((json_t *)object, key, value)
-    {
-        if (!json_is_object(value) && !json_is_array(value))
-            continue;
-        cli_printf("%*s", (int)indent, "");
-        print_text(key);
-        cli_printf("\n");
-        print_value(value, indent + 2);
-    }
-}
-
-/* Objects and arrays end their lines. */
-static void print_value(const json_t *value, uint32_t indent)
-{
-    if (json_is_object(value)) {
-        print_object(value, indent);
-        return;
-    }
-    if (json_is_array(value)) {
-        for (size_t i = 0; i < json_array_size(value); i++) {
-            const json_t *item = json_array_get(value, i);
-            bool ends_line = json_is_object(item) || json_is_array(item);
-            cli_printf("%*s", ends_line ? 0 : (int)indent, "");
-            print_value(item, indent);
-            cli_printf("%s", ends_line ? "" : "\n");
-        }
-        return;
-    }
-    if (json_is_integer(value))
-        cli_printf("%lld", (long long)json_integer_value(value));
-    else if (json_is_real(value))
-        cli_printf("%.4g", json_real_value(value));
-    else if (json_is_string(value))
-        print_text(json_string_value(value));
-    else
-        cli_printf("%s", json_is_true(value) ? "yes" : json_is_false(value) ? "no" : "-");
-}
-
-/* jansson refuses nesting beyond some 2048 levels, which bounds the recursion. */
 static json_t *load_note(const struct ps_packing *packing)
 {
     return json_loadb(packing->note, packing->note_bytes, 0, NULL);
@@ -162,10 +98,10 @@ void inspect_packed_print(const struct ps_model *model)
     free(kinds);
     json_t *note = load_note(&packing);
     if (note) {
-        cli_printf("  at packing\n");
-        print_value(note, 4);
+        cli_printf("at packing: ");
+        pack_note_print(note);
     } else if (packing.note_bytes > 0) {
-        cli_printf("  at packing: a note that cannot be read\n");
+        cli_printf("at packing: a note that cannot be read\n");
     }
     json_decref(note);
 }

@@ -13,6 +13,12 @@ void transfer_progress_begin(struct transfer_progress *progress, const char *pat
         (struct transfer_progress){.path = path, .shown = isatty(STDERR_FILENO), .start = now, .last = now};
 }
 
+void transfer_progress_say(const struct transfer_progress *progress, const char *what)
+{
+    if (progress->shown)
+        fprintf(stderr, "\r%s: %s \033[K", progress->path, what);
+}
+
 static void print_left(double seconds)
 {
     if (seconds >= 5400.0)

@@ -14,6 +14,8 @@ struct transfer_progress {
 };
 
 void transfer_progress_begin(struct transfer_progress *progress, const char *path);
+/* What goes on before there is anything to count. */
+void transfer_progress_say(const struct transfer_progress *progress, const char *what);
 void transfer_progress_update(struct transfer_progress *progress, uint64_t done, uint64_t total);
 void transfer_progress_end(struct transfer_progress *progress);
 

@@ -50,6 +50,18 @@ class InspectPacked(harness.TestCase):
         for words in ("packed container, version 2", "data file", "zstd-floats", stripes[1]):
             self.assertIn(words, text)
 
+    def test_figures_of_packing_are_told_as_pack_told_them(self):
+        if not os.path.exists(MODEL):
+            self.skipTest("no golden models")
+        out = self.path("model.pack")
+        told = self.ok("pack", MODEL, out, "--zstd", "auto", "--io-limit", "100M").text.splitlines()[:-1]
+        self.assertIn("105 MB/s from the drive", told[0])
+        self.assertTrue(told[-1].startswith("reading and unpacking is predicted"))
+        lines = self.ok("inspect", out).text.splitlines()
+        first = lines.index("at packing: " + told[0])
+        self.assertEqual(lines[first + 1 : first + len(told)], told[1:])
+        self.assertEqual(sum(line.startswith("* ") for line in told), 3)
+
     def test_missing_drive_is_named(self):
         folder = self.path("drive")
         os.mkdir(folder)

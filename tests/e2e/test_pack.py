@@ -307,6 +307,56 @@ class Killed(Case):
         self.assertEqual(json.loads(result.text)["start"], "resumed")
         self.assert_leaves_the_same("stopped", whole)
 
+    def test_killed_pack_keeps_what_was_measured_first(self):
+        """Figures of --zstd auto differ from run to run, and are in the container: all that follows is by the first ones."""
+        flags = ("--zstd", "auto", "--io-limit", "1M", "--threads", 1)
+        model = self.bf16_model(8 if harness.is_slow() else 64)
+        moments = random.Random(2)
+        n_killed = 0
+        for _ in range(1 if harness.is_slow() else 3):
+            process = harness.Process(self.command(model, "killed", *flags))
+            journal = self.path("killed/m.pack.partial-journal")
+            while process.popen.poll() is None and not (os.path.exists(journal) and os.path.getsize(journal)):
+                time.sleep(0.001)
+            time.sleep(moments.random() * 0.2)
+            process.popen.kill()
+            if process.finish().code == 0:  # faster than that
+                shutil.rmtree(self.path("killed"))
+                continue
+            n_killed += 1
+            shutil.copytree(self.path("killed"), self.path("whole"))
+            result = self.ok(*self.command(model, "whole", *flags))
+            self.assertIn("going on", result.message)
+            self.assertEqual(Container(self.path("whole/m.pack")).note["zstd"], "auto")
+            for _ in range(2):
+                process = harness.Process(self.command(model, "killed", *flags))
+                time.sleep(moments.random() * 0.5)
+                process.popen.kill()
+                process.finish()
+            if "m.pack" not in os.listdir(self.path("killed")) or len(tree(self.path("killed"))) > 3:
+                self.ok(*self.command(model, "killed", *flags))
+            self.assert_leaves_the_same("killed", tree(self.path("whole")))
+            for home in ("killed", "whole"):
+                shutil.rmtree(self.path(home))
+        self.assertGreater(n_killed, 0)
+
+    def test_interrupted_before_it_has_decided_it_leaves_nothing(self):
+        process = harness.Process(self.command(self.model(), "stopped", "--zstd", 19))
+        while process.popen.poll() is None and not os.path.exists(self.path("stopped/m.pack.partial-journal")):
+            time.sleep(0.001)
+        process.popen.send_signal(signal.SIGINT)
+        line = self.assert_one_error(process.finish(), 130)
+        self.assertIn("nothing was kept", line)
+        self.assertEqual(tree(self.path("stopped")), {})
+
+    def test_killed_unpack_is_taken_over(self):
+        packed, back = self.path("m.pack"), self.path("back.gguf")
+        self.ok("pack", BUNDLED_MODEL, packed, "--zstd", "off")
+        harness.write_bytes(back + ".partial", b"left" * 10_000_000)
+        self.ok("unpack", packed, back)
+        self.assertEqual(harness.read_bytes(back), harness.read_bytes(BUNDLED_MODEL))
+        self.assertEqual(sorted(tree(self.path("."))), ["back.gguf", "m.pack"])
+
     def test_other_options_or_another_source_start_over(self):
         model = self.model()
         flags = ("--zstd", 19, "--threads", 1)
@@ -459,6 +509,17 @@ class Failures(Case):
         self.assertIn("m.gguf: exists", self.fails("unpack", packed, model, code=2))
         self.assertIn("what is to be unpacked", self.fails("unpack", packed, packed, "--force", code=2))
 
+    def test_input_that_has_the_partial_files_name_is_kept(self):
+        model, packed = self.path("m.partial"), self.path("n.partial")
+        harness.copy(BUNDLED_MODEL, model)
+        self.ok("pack", model, packed, "--zstd", "off")
+        whole = harness.read_bytes(packed)
+        self.assertIn("m.partial: is what is to be packed", self.fails("pack", model, self.path("m"), code=2))
+        self.assertIn("n.partial: is what is to be unpacked", self.fails("unpack", packed, self.path("n"), code=2))
+        self.assertEqual(harness.read_bytes(model), harness.read_bytes(BUNDLED_MODEL))
+        self.assertEqual(harness.read_bytes(packed), whole)
+        self.assertEqual(self.left(), ["m.partial", "n.partial"])
+
     def test_replaced_container_leaves_no_data_files(self):
         packed, drives = self.path("m.pack"), [self.directory("a"), self.directory("b")]
         self.ok("pack", BUNDLED_MODEL, packed, "--zstd", "off", "--stripe", ",".join(drives))
@@ -483,6 +544,8 @@ class Failures(Case):
         self.ok("pack", BUNDLED_MODEL, packed, "--zstd", "off")
         self.assertIn("unpack it first", self.fails("pack", packed, self.path("again.pack")))
         self.assertEqual(self.left(), ["m.pack"])
+        self.ok("pack", BUNDLED_MODEL, packed, "--zstd", "off", "--force", "--stripe", self.directory("drive"))
+        self.assertIn("name the main file", self.fails("pack", self.path("drive/m.pack.1"), self.path("again.pack")))
 
 
 if __name__ == "__main__":

@@ -315,6 +315,131 @@ static void a_taken_name_is_refused_and_kept(void **state)
     assert_int_equal(scratch_count(), 0);
 }
 
+/* Its main file has the name of m.pack's data file, as data files of containers in two directories may have. */
+static struct pack_plan plan_of_a_neighbour(void)
+{
+    static char path[512];
+    struct pack_plan plan = plan_of("neighbour", 0);
+    snprintf(path, sizeof(path), "%s/m.pack.1", scratch);
+    plan.path = path;
+    return plan;
+}
+
+static void a_file_that_another_pack_writes_is_left_to_it(void **state)
+{
+    (void)state;
+    struct pack_plan plan = plan_of("x", stripes_of(1)), other = plan_of_a_neighbour();
+    struct contents whole = undisturbed(&plan);
+    forget();
+    struct pack_writer *w = open_writer(&plan, PACK_FRESH);
+    decide(w);
+    write_items(w, 4);
+    for (int time = 0; time < 2; time++) {
+        const struct pack_decisions decisions = {codecs, note, sizeof(note) - 1, N_SHARDS * 8192};
+        struct pack_writer *neighbour = open_writer(&other, PACK_FRESH);
+        struct ps_error err = {0};
+        assert_int_equal(pack_writer_decide(neighbour, &decisions, &err), PS_ERR_ARGUMENT);
+        assert_non_null(strstr(err.message, "m.pack.1.partial: another penstock"));
+        /* Once it left its journal, as if killed: what another plan removes then is not this file. */
+        pack_writer_free(neighbour, time == 0);
+        other.identity = "changed";
+        other.identity_bytes = 7;
+        if (time == 0)
+            pack_writer_free(open_writer(&other, PACK_STARTED_OVER), false);
+    }
+    finish(w);
+    expect_same(&whole, 2);
+    drop(&whole);
+}
+
+static void what_another_pack_wrote_does_not_count(void **state)
+{
+    (void)state;
+    struct pack_plan plan = plan_of("x", stripes_of(1)), other = plan_of_a_neighbour();
+    struct contents whole = undisturbed(&plan);
+    forget();
+    for (int i = 0; i < 2; i++) {
+        struct pack_writer *w = open_writer(i == 0 ? &plan : &other, PACK_FRESH);
+        decide(w);
+        write_items(w, 6);
+        assert_int_equal(pack_writer_commit(w, NULL), PS_OK);
+        pack_writer_free(w, true);
+    }
+    struct pack_writer *w = open_writer(&plan, PACK_RESUMED);
+    assert_int_equal(pack_writer_n_trunk(w), N_TENSORS);
+    assert_int_equal(pack_writer_n_extents(w), 0);
+    finish(w);
+    struct pack_writer *neighbour;
+    enum pack_start start;
+    assert_int_equal(pack_writer_new(&neighbour, &other, &start, NULL), PS_ERR_ARGUMENT); /* name is taken */
+    assert_int_equal(unlink(scratch_path("m.pack.1.partial-journal")), 0);
+    expect_same(&whole, 2);
+    drop(&whole);
+}
+
+/* The first tensor is an expert's: then the trunk seems to have begun before it has. */
+static struct contents over_what_lay_there(bool any)
+{
+    static const uint64_t expert_first[N_TENSORS] = {0, 1000, 70000};
+    static uint8_t data[200000];
+    struct pack_plan plan = plan_of("x", 0);
+    struct contents whole = {0};
+    plan.trunk_bytes = expert_first;
+    forget();
+    memset(data, 0xff, sizeof(data));
+    if (any)
+        write_file("m.pack.partial", data, sizeof(data));
+    struct pack_writer *w = open_writer(&plan, PACK_FRESH);
+    decide(w);
+    assert_int_equal(pack_writer_trunk(w, data, 71000, NULL), PS_OK);
+    for (uint32_t i = 0; i < N_SHARDS; i++)
+        assert_int_equal(pack_writer_extent(w, data, 4096, i, NULL), PS_OK);
+    assert_int_equal(pack_writer_finish(w, NULL), PS_OK);
+    pack_writer_free(w, false);
+    whole.data[0] = load_file(scratch_path(files[0]), &whole.bytes[0]);
+    return whole;
+}
+
+static void what_lay_under_its_temporary_name_does_not_show(void **state)
+{
+    (void)state;
+    struct contents whole = over_what_lay_there(false), again = over_what_lay_there(true);
+    expect_same(&whole, 1);
+    free(again.data[0]);
+    drop(&whole);
+}
+
+static void a_name_that_was_taken_meanwhile_is_refused_and_kept(void **state)
+{
+    (void)state;
+    struct pack_plan plan = plan_of("x", stripes_of(1));
+    struct contents whole = undisturbed(&plan);
+    for (uint32_t i = 0; i < 2; i++) {
+        forget();
+        struct pack_writer *w = open_writer(&plan, PACK_FRESH);
+        decide(w);
+        write_items(w, N_ITEMS);
+        write_file(files[i], "precious", 8);
+        struct ps_error err = {0};
+        assert_int_equal(pack_writer_finish(w, &err), PS_ERR_ARGUMENT);
+        assert_non_null(strstr(err.message, files[i]));
+        assert_non_null(strstr(err.message, "exists"));
+        pack_writer_free(w, false);
+        size_t bytes;
+        uint8_t *data = load_file(scratch_path(files[i]), &bytes);
+        assert_int_equal(bytes, 8);
+        assert_memory_equal(data, "precious", 8);
+        free(data);
+        enum pack_start start;
+        assert_int_equal(pack_writer_new(&w, &plan, &start, &err), PS_ERR_ARGUMENT);
+        struct pack_plan onto = plan;
+        onto.replace = true;
+        pack_writer_free(open_writer(&onto, PACK_COMPLETED), false);
+        expect_same(&whole, 2);
+    }
+    drop(&whole);
+}
+
 static void more_than_there_is_room_for_is_refused(void **state)
 {
     (void)state;
@@ -341,6 +466,10 @@ int main(void)
         TEST(another_plan_starts_over),
         TEST(given_up_it_leaves_nothing),
         TEST(a_taken_name_is_refused_and_kept),
+        TEST(a_file_that_another_pack_writes_is_left_to_it),
+        TEST(what_another_pack_wrote_does_not_count),
+        TEST(what_lay_under_its_temporary_name_does_not_show),
+        TEST(a_name_that_was_taken_meanwhile_is_refused_and_kept),
         TEST(more_than_there_is_room_for_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
