@@ -22,9 +22,9 @@ enum ps_status file_output_open(struct file_output *file, struct ps_error *err)
     int fd = open(file->path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (fd < 0)
         return ps_error_set(err, PS_ERR_IO, "%s: cannot be created: %s", file->path, strerror(errno));
-    /* Under another name: the writer that held the lock has ended in between. */
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0 || fstat(fd, &ours) != 0 || stat(file->path, &named) != 0 ||
-        ours.st_ino != named.st_ino || ours.st_dev != named.st_dev) {
+    /* Where a file system has no locks, there are none. Under another name: the writer that held the lock has ended in between. */
+    if ((flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) || fstat(fd, &ours) != 0 ||
+        stat(file->path, &named) != 0 || ours.st_ino != named.st_ino || ours.st_dev != named.st_dev) {
         close(fd);
         return ps_error_set(err, PS_ERR_ARGUMENT,
                             "%s: another penstock is writing it: wait for it, or choose another name",

@@ -1,11 +1,9 @@
 #include "storage/pack_journal.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -92,7 +90,7 @@ static void read_head(struct pack_journal *journal, uint64_t file_bytes)
 enum ps_status pack_journal_open(struct pack_journal **out, const char *path, struct ps_error *err)
 {
     *out = NULL;
-    enum ps_status status = PS_OK;
+    enum ps_status status;
     struct stat st;
     struct pack_journal *journal = calloc(1, sizeof(*journal));
     if (!journal || !(journal->path = strdup(path))) {
@@ -100,14 +98,10 @@ enum ps_status pack_journal_open(struct pack_journal **out, const char *path, st
         return ps_error_set(err, PS_ERR_NOMEM, "%s: no memory", path);
     }
     journal->file.path = journal->path;
-    journal->file.fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (journal->file.fd < 0 || fstat(journal->file.fd, &st) != 0)
-        status = ps_error_set(err, PS_ERR_IO, "%s: cannot be created: %s", path, strerror(errno));
-    /* Without a name: the pack that held the lock has ended in between. */
-    else if (flock(journal->file.fd, LOCK_EX | LOCK_NB) != 0 || fstat(journal->file.fd, &st) != 0 ||
-             st.st_nlink == 0)
-        status = ps_error_set(err, PS_ERR_ARGUMENT,
-                              "%s: another pack is writing the same container: wait for it", path);
+    journal->file.fd = -1;
+    status = file_output_open(&journal->file, err);
+    if (status == PS_OK && fstat(journal->file.fd, &st) != 0)
+        status = ps_error_set(err, PS_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
     if (status != PS_OK) {
         pack_journal_free(journal);
         return status;

@@ -410,7 +410,7 @@ class Killed(Case):
         journal = self.path("both/m.pack.partial-journal")
         while not os.path.exists(journal) or not os.path.getsize(journal):
             time.sleep(0.005)
-        self.assertIn("another pack", self.fails(*self.command(model, "both", *flags), code=2))
+        self.assertIn("another penstock", self.fails(*self.command(model, "both", *flags), code=2))
         self.assertEqual(first.finish().code, 0)
 
 

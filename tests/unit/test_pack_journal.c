@@ -166,7 +166,7 @@ static void one_pack_at_a_time(void **state)
     struct pack_journal *first = open_journal(), *second;
     struct ps_error err = {0};
     assert_int_equal(pack_journal_open(&second, scratch_path("j"), &err), PS_ERR_ARGUMENT);
-    assert_non_null(strstr(err.message, "another pack"));
+    assert_non_null(strstr(err.message, "another penstock"));
     assert_null(second);
     pack_journal_free(first);
     pack_journal_free(open_journal());
