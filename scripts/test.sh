@@ -5,8 +5,10 @@
 #   --quick   only the release stage
 #   STAGE     release      everything, optimised
 #             clang        built with clang; unit tests
-#             no-uring     built without io_uring; unit tests
-#             asan, tsan   everything, under the sanitizers
+#             no-uring     built without io_uring or optimisation; unit tests of what runs on several threads
+#             asan         everything, under AddressSanitizer and UndefinedBehaviorSanitizer
+#             tsan         what runs on several threads, under ThreadSanitizer
+#             tsan-all     everything under it; only when asked for, as it takes longer than all others together
 #             aarch64      cross-compiled; unit and golden tests under qemu
 # Ends with CTest's summary of every stage; the exit code is 0 only when all of them passed.
 set -euo pipefail
@@ -25,7 +27,7 @@ for argument in "$@"; do
         usage
         exit 0
         ;;
-    release | clang | no-uring | asan | tsan | aarch64) stages+=("$argument") ;;
+    release | clang | no-uring | asan | tsan | tsan-all | aarch64) stages+=("$argument") ;;
     *)
         echo "test: unknown argument $argument" >&2
         usage >&2
@@ -58,17 +60,20 @@ setarch "$(uname -m)" -R true 2>/dev/null && fixed_addresses=(setarch "$(uname -
 run_ctest() { # DIRECTORY CTEST-ARGUMENT...
     local directory=$1
     shift
-    "${fixed_addresses[@]}" ctest --test-dir "$directory" --output-on-failure --no-tests=error -j "$jobs" "$@"
+    # One more at a time than there are processors: some tests wait for a drive or a clock.
+    "${fixed_addresses[@]}" ctest --test-dir "$directory" --output-on-failure --no-tests=error -j $((jobs + 1)) "$@"
 }
 
 stage_release() { build build --preset release && run_ctest build; }
 stage_asan() { build build-asan --preset asan && run_ctest build-asan; }
-stage_tsan() { build build-tsan --preset tsan && run_ctest build-tsan; }
+stage_tsan() { build build-tsan --preset tsan && run_ctest build-tsan -L threads; }
+stage_tsan-all() { build build-tsan --preset tsan && run_ctest build-tsan; }
 stage_clang() {
     build build-clang -S . -B build-clang -G Ninja -DCMAKE_C_COMPILER=clang-14 && run_ctest build-clang -L unit
 }
 stage_no-uring() {
-    build build-no-uring -S . -B build-no-uring -G Ninja -DPENSTOCK_URING=OFF && run_ctest build-no-uring -L unit
+    build build-no-uring -S . -B build-no-uring -G Ninja -DPENSTOCK_URING=OFF -DCMAKE_BUILD_TYPE=Debug &&
+        run_ctest build-no-uring -L unit -L threads
 }
 stage_aarch64() {
     scripts/aarch64-sysroot.sh && build build-aarch64 --preset aarch64 &&

@@ -276,6 +276,17 @@ def cpu_levels():
 
 
 @functools.lru_cache(maxsize=None)
+def open_files(pid):
+    """What a running process has open, as paths; it may open and close meanwhile."""
+    paths = []
+    for descriptor in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            paths.append(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
+        except FileNotFoundError:
+            pass
+    return paths
+
+
 def has_uring():
     return run("run", "-m", BUNDLED_MODEL, "-p", "x", "-n", "1", "--io", "uring").code == 0
 

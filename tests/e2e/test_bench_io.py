@@ -90,9 +90,8 @@ class OwnFile(harness.TestCase):
     def wait_until_it_reads(self, popen):
         until = time.monotonic() + 60
         while time.monotonic() < until:
-            threads = os.listdir(f"/proc/{popen.pid}/task")
-            files = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{popen.pid}/fd")]
-            if len(threads) > 1 and any(".penstock-bench" in file for file in files):
+            n_threads = len(os.listdir(f"/proc/{popen.pid}/task"))
+            if n_threads > 1 and any(".penstock-bench" in file for file in harness.open_files(popen.pid)):
                 return
             time.sleep(0.01)
         self.fail("the file was never read")

@@ -18,7 +18,7 @@ from harness import needs_shared, shared
 from test_golden import supported_models
 
 RAM = 64 << 20
-ONE_IN = 1 if os.environ.get("PENSTOCK_ALL_HEADERS") else 240 if harness.is_slow() else 16
+ONE_IN = 1 if os.environ.get("PENSTOCK_ALL_HEADERS") else 600 if harness.is_slow() else 16
 
 U32, I32, F32, U64, STRING, ARRAY, BOOL = gguf_tool.U32, gguf_tool.I32, gguf_tool.F32, gguf_tool.U64, gguf_tool.STRING, gguf_tool.ARRAY, 7
 I64, F64 = 11, 12
@@ -155,7 +155,7 @@ class HostileHeaders(harness.TestCase):
 
     @needs_shared("golden", "manifest.json")
     def test_layers_without_a_branch_are_computed_or_refused(self):
-        self.check_all(missing_branches, 6 if harness.is_slow() else 1)
+        self.check_all(missing_branches, 12 if harness.is_slow() else 1)
 
 
 if __name__ == "__main__":

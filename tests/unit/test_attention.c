@@ -18,6 +18,7 @@
 #include "kernels/block_format.h"
 #include "kernels/matmul.h"
 #include "kernels/vector_ops.h"
+#include "thinned.h"
 
 static uint32_t random_state = 7;
 
@@ -637,12 +638,7 @@ static struct shape random_shape(void)
     return s;
 }
 
-/* Sanitizers and emulation take ten times as long. */
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__) || !defined(__x86_64__)
-enum { N_RANDOM_SHAPES = 8 };
-#else
-enum { N_RANDOM_SHAPES = 40 };
-#endif
+enum { N_RANDOM_SHAPES = THINNED(40, 4) };
 
 static void random_shapes_keep_all_of_this(void **state)
 {

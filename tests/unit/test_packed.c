@@ -1,5 +1,6 @@
 /* Packed containers: they say what their GGUF says, and any byte that is wrong, missing or a lie is noticed. */
 #include "packed_fixture.h"
+#include "thinned.h"
 
 enum {
     F32 = 0,
@@ -11,7 +12,7 @@ enum {
     SINGLES = 2,
     N_EXTENTS = STACKED + SINGLES
 };
-enum { ROUNDS = 20000 };
+enum { ROUNDS = THINNED(20000, 4000) };
 
 static void add(struct gguf_writer *writer, uint64_t *bytes, const char *name, uint32_t type, uint64_t d0,
                 uint64_t d1, uint64_t d2)

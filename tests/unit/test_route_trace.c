@@ -18,6 +18,7 @@
 
 #include "runtime/route_replay.h"
 #include "runtime/route_trace.h"
+#include "thinned.h"
 
 static char directory[64];
 static char path[128]; /* the trace of a test */
@@ -658,7 +659,7 @@ static void mutated_traces_are_read_whole_or_refused(void **state)
     (void)state;
     const char *const texts[] = {own_text, csv_text, json_text};
     uint32_t seed = 1;
-    for (uint32_t i = 0; i < 6000; i++) {
+    for (uint32_t i = 0; i < THINNED(6000, 1500); i++) {
         char mutated[sizeof(own_text) + sizeof(csv_text) + 64];
         write_bytes(mutated, mutate(texts[i % 3], strlen(texts[i % 3]), mutated, &seed));
         check_mutation();

@@ -4,6 +4,7 @@
 #include "runtime/pretokenize.h"
 #include "runtime/utf8.h"
 #include "runtime/vocab.h"
+#include "thinned.h"
 
 enum { NORMAL = 1, UNKNOWN = 2, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5, BYTE = 6 };
 
@@ -524,11 +525,7 @@ static void any_bytes_encode_and_come_back(void **state)
 static void long_runs_of_one_character_encode(void **state)
 {
     (void)state;
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-    enum { LENGTH = 1 << 14 };
-#else
-    enum { LENGTH = 1 << 19 };
-#endif
+    enum { LENGTH = 1 << THINNED(19, 14) };
     static const char *const pres[] = {"default", "deepseek-llm", "gpt-4o", "afmoe", "exaone-moe"};
     char *text = malloc(LENGTH);
     assert_non_null(text);
