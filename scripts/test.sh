@@ -60,8 +60,7 @@ setarch "$(uname -m)" -R true 2>/dev/null && fixed_addresses=(setarch "$(uname -
 run_ctest() { # DIRECTORY CTEST-ARGUMENT...
     local directory=$1
     shift
-    # One more at a time than there are processors: some tests wait for a drive or a clock.
-    "${fixed_addresses[@]}" ctest --test-dir "$directory" --output-on-failure --no-tests=error -j $((jobs + 1)) "$@"
+    "${fixed_addresses[@]}" ctest --test-dir "$directory" --output-on-failure --no-tests=error -j "$jobs" "$@"
 }
 
 stage_release() { build build --preset release && run_ctest build; }

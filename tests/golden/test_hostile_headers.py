@@ -18,7 +18,6 @@ from harness import needs_shared, shared
 from test_golden import supported_models
 
 RAM = 64 << 20
-ONE_IN = 1 if os.environ.get("PENSTOCK_ALL_HEADERS") else 600 if harness.is_slow() else 16
 
 U32, I32, F32, U64, STRING, ARRAY, BOOL = gguf_tool.U32, gguf_tool.I32, gguf_tool.F32, gguf_tool.U64, gguf_tool.STRING, gguf_tool.ARRAY, 7
 I64, F64 = 11, 12
@@ -151,7 +150,8 @@ class HostileHeaders(harness.TestCase):
 
     @needs_shared("golden", "manifest.json")
     def test_changed_headers_are_computed_or_refused(self):
-        self.check_all(changes, ONE_IN)
+        one_in = 160 if harness.is_slow() else 16
+        self.check_all(changes, 1 if os.environ.get("PENSTOCK_ALL_HEADERS") else one_in)
 
     @needs_shared("golden", "manifest.json")
     def test_layers_without_a_branch_are_computed_or_refused(self):
