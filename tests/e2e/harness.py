@@ -275,7 +275,6 @@ def cpu_levels():
     return levels
 
 
-@functools.lru_cache(maxsize=None)
 def open_files(pid):
     """What a running process has open, as paths; it may open and close meanwhile."""
     paths = []
@@ -287,6 +286,7 @@ def open_files(pid):
     return paths
 
 
+@functools.lru_cache(maxsize=None)
 def has_uring():
     return run("run", "-m", BUNDLED_MODEL, "-p", "x", "-n", "1", "--io", "uring").code == 0
 
