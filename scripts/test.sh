@@ -8,7 +8,7 @@
 #             no-uring     built without io_uring or optimisation; unit tests of what runs on several threads
 #             asan         everything, under AddressSanitizer and UndefinedBehaviorSanitizer
 #             tsan         what runs on several threads, under ThreadSanitizer
-#             tsan-all     everything under it; only when asked for, as it takes longer than all others together
+#             tsan-all     everything under it; only when asked for
 #             aarch64      cross-compiled; unit and golden tests under qemu
 # Ends with CTest's summary of every stage; the exit code is 0 only when all of them passed.
 set -euo pipefail

@@ -103,6 +103,7 @@ class Golden(harness.TestCase):
 
     @manifest_present
     def test_f32_activations_match_the_mathematics(self):
+        # It is another path through each block format; what an architecture computes is the next test's as well.
         models = [model for model in supported_models() if model["kind"] != "base" or not harness.is_slow()]
         self.for_each_model_and_level(lambda model, level: self.check_prompt(model, level, "exact", EXACT), models)
 
